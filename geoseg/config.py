@@ -1,0 +1,1 @@
+"""Settings of a run: one table per stage, with units and ranges."""

@@ -1,0 +1,57 @@
+"""What can go wrong, by what failed.
+
+Every message says what is wrong, what was expected and what to do. ``exit_code`` is what the
+command line returns: 2 for a mistake in the input or the settings, 1 for a failure of the run.
+"""
+
+from __future__ import annotations
+
+
+class GeosegError(Exception):
+    """Base of all errors that geoseg raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(GeosegError):
+    """A setting is out of range, unknown or contradicts another one."""
+
+    exit_code = 2
+
+
+class SourceError(GeosegError):
+    """A raster cannot be used: missing, unreadable, not georeferenced, wrong bands."""
+
+    exit_code = 2
+
+
+class GridError(ConfigError):
+    """Tile size, overlap or supertile size do not make a grid."""
+
+
+class ModelError(GeosegError):
+    """A model or detector is unknown, broken or does not fit the imagery."""
+
+    exit_code = 2
+
+
+class RegionError(GeosegError):
+    """A region, AOI or label layer cannot be used."""
+
+    exit_code = 2
+
+
+class LabelError(GeosegError):
+    """Training labels cannot be used."""
+
+    exit_code = 2
+
+
+class OutputError(GeosegError):
+    """The output cannot be written, or exists and may not be replaced."""
+
+    exit_code = 2
+
+
+class TileError(GeosegError):
+    """One tile or supertile failed while the run was going on."""

@@ -1,0 +1,1 @@
+"""From a file to tiles: open, describe, georeference, lay the grid, read."""

@@ -1,0 +1,1 @@
+"""Run it all: the run directory, Dask workers, the pipeline."""

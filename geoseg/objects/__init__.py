@@ -1,0 +1,1 @@
+"""From instances to objects: vectorize, stitch, count, compare, evaluate. Pure: no files, no torch, no dask."""

@@ -1,0 +1,1 @@
+"""Rendered towns with known footprints, for the demo, tests, docs and training."""
