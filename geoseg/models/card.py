@@ -1,0 +1,170 @@
+"""Model cards: what a model is, beside its weights, so that a user sets nothing by hand.
+
+A model is ``NAME.safetensors`` and ``NAME.json``. Neither can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geoseg.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Everything a run must know about a model besides its weights."""
+
+    name: str
+    """Registry name."""
+    classes: tuple[str, ...]
+    """Class names; a detection's label is an index into it."""
+    gsd_m: float
+    """Ground metres per pixel that the network was trained at."""
+    architecture: Mapping[str, Any]
+    """Arguments of the network's builder."""
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    """What the input channels are, in order."""
+    dtype: str = "uint8"
+    """Pixel type of the training imagery."""
+    value_range: tuple[float, float] = (0.0, 255.0)
+    """Pixel values that map to 0 and 1 before ``mean`` and ``std``."""
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Subtracted per channel after scaling to [0, 1]."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Divided by per channel after subtracting the mean."""
+    tile_size: int = 768
+    """Recommended tile side, px."""
+    overlap: int = 192
+    """Recommended overlap of neighbouring tiles, px: the largest common object fits into it."""
+    min_score: float = 0.5
+    """Recommended score threshold, tuned on validation areas."""
+    nms_iou: float = 0.5
+    """Box IoU above which the lower-scored of two detections in one tile is dropped."""
+    max_detections: int = 400
+    """Cap of detections a tile; a tile that reaches it counts as saturated."""
+    proposals: int = 600
+    """Boxes that the region proposal network hands to the heads, a tile."""
+    licence: str = ""
+    """Licence of the weights."""
+    credits: tuple[str, ...] = ()
+    """Whom a user of the model must name."""
+    description: str = ""
+    """One paragraph for people."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """How it was trained."""
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    """Measured quality and the command that measured it."""
+    card_version: int = CARD_VERSION
+    """Version of this record."""
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ModelError(f"model card {self.name} has no classes")
+        if not self.gsd_m > 0:
+            raise ModelError(f"model card {self.name}: gsd_m is {self.gsd_m}; expected above 0")
+        if not 0 <= self.min_score <= 1:
+            raise ModelError(f"model card {self.name}: min_score must lie in [0, 1]")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> ModelCard:
+        """Rebuild from JSON values; `where` names the file in errors."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ModelError(f"{where} has unknown keys {unknown}; it needs a newer geoseg")
+        missing = sorted({"name", "classes", "gsd_m", "architecture"} - set(values))
+        if missing:
+            raise ModelError(f"{where} lacks {missing}; a model card must have them")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def to_json(self) -> str:
+        """Return the card as JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def save_model(path: Path, model: nn.Module, card: ModelCard, *, half: bool = False) -> Path:
+    """Write weights and card; `half` stores float16, which halves the file.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.safetensors``; the card goes beside it as ``.json``.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if half and value.dtype == torch.float32:
+            value = value.half()  # noqa: PLW2901  # the stored form of the same tensor
+        tensors[name] = value.contiguous()
+    save_file(tensors, path)
+    path.with_suffix(".json").write_text(card.to_json(), encoding="utf-8")
+    return path
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read the card beside a weights file.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it is no card.
+    """
+    card_path = path.with_suffix(".json")
+    try:
+        values = json.loads(card_path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} has no card; expected {card_path.name} beside it (geoseg train writes one)"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{card_path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{card_path} is not a model card; expected a JSON object")
+    return ModelCard.from_dict(values, str(card_path))
+
+
+def load_card_and_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Read a model's card and float32 weights.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, is no safetensors file, or holds values that are not finite.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ModelError(f"model file {path} does not exist")
+    card = read_card(path)
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+    for name, value in weights.items():
+        if value.is_floating_point():
+            weights[name] = value.float()
+            if not bool(torch.isfinite(value).all()):
+                raise ModelError(f"{path}: weight {name} holds values that are not finite")
+    return card, weights
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""ROIAlign on a CPU as a sparse matrix product.
+
+Each output cell is a weighted sum of 4 x sampling_ratio^2 feature vectors, so pooling all boxes is
+one product of a sparse matrix with the (pixels, channels) features, and its gradient the product
+with the transpose. Both walk whole feature vectors that lie together in channels-last memory.
+``benchmarks/roialign.py`` compares it with torchvision's operator, whose values it reproduces.
+
+References
+----------
+He et al., "Mask R-CNN", section 3 (ROIAlign), https://doi.org/10.1109/ICCV.2017.322.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+
+def _linear_taps(start: Tensor, length: Tensor, cells: int, samples: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return pixel indices and weights (R, cells, 2 * samples) of samples along one axis."""
+    steps = (torch.arange(cells * samples, dtype=torch.float32) + 0.5) / (cells * samples)
+    at = start[:, None] + steps * length[:, None]
+    inside = (at >= -1.0) & (at <= size)
+    at = at.clamp(0, size - 1)
+    low = at.floor().clamp(max=size - 1)
+    share = at - low
+    index = torch.stack([low, (low + 1).clamp(max=size - 1)], -1).long()
+    weight = torch.stack([1 - share, share], -1) * inside[..., None] / samples
+    shape = (len(start), cells, 2 * samples)
+    return index.reshape(shape), weight.reshape(shape)
+
+
+def pooling_matrix(
+    rois: Tensor, shape: tuple[int, int, int], scale: float, output_size: int, sampling_ratio: int
+) -> scipy.sparse.csr_matrix:
+    """Return the matrix that pools all boxes from one feature map.
+
+    Parameters
+    ----------
+    rois : Tensor (R, 5)
+        Index of the image, then x0, y0, x1, y1 in px of the image.
+    shape : tuple
+        Images, rows and columns (N, H, W) of the feature map.
+    scale : float
+        Feature cells per image px.
+    output_size, sampling_ratio : int
+        Cells a side, and samples a cell and axis.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix (R * output_size^2, N * H * W), float32
+    """
+    n, height, width = shape
+    x0, y0, x1, y1 = (rois[:, 1:].float() * scale).unbind(1)
+    iy, wy = _linear_taps(y0, (y1 - y0).clamp(min=1), output_size, sampling_ratio, height)
+    ix, wx = _linear_taps(x0, (x1 - x0).clamp(min=1), output_size, sampling_ratio, width)
+    first_row = rois[:, 0].long() * height
+    index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
+    index = index + ix[:, None, :, None, :]
+    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+    taps = (2 * sampling_ratio) ** 2
+    rows = len(rois) * output_size**2
+    return scipy.sparse.csr_matrix(
+        (
+            weight.reshape(-1).numpy(),
+            index.reshape(-1).numpy().astype(np.int32),
+            np.arange(0, rows * taps + 1, taps, dtype=np.int32),
+        ),
+        shape=(rows, n * height * width),
+    )
+
+
+class _Pool(torch.autograd.Function):
+    """Sparse product forward, product with the transpose backward; boxes get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, matrix: scipy.sparse.csr_matrix, size: int) -> Tensor:
+        n, channels, height, width = features.shape
+        ctx.matrix, ctx.shape, ctx.dtype = matrix, features.shape, features.dtype
+        flat = features.detach().permute(0, 2, 3, 1).reshape(-1, channels).float().numpy()
+        return torch.from_numpy(matrix @ flat).view(-1, size, size, channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        n, channels, height, width = ctx.shape
+        flat = gradients[0].permute(0, 2, 3, 1).reshape(-1, channels).float().numpy()
+        out = torch.from_numpy(ctx.matrix.T @ flat).view(n, height, width, channels)
+        return out.permute(0, 3, 1, 2).to(ctx.dtype), None, None
+
+
+class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision is untyped
+    """Pool boxes from the pyramid level that fits their size, as MultiScaleRoIAlign does.
+
+    Parameters
+    ----------
+    levels : sequence of str
+        Names of the feature maps, at strides 4, 8, 16 and so on.
+    output_size : int
+        Cells a side of the result.
+    sampling_ratio : int
+        Samples a cell and axis.
+    """
+
+    def __init__(self, levels: tuple[str, ...], output_size: int, sampling_ratio: int = 2) -> None:
+        super().__init__(list(levels), output_size, sampling_ratio)
+        self.levels = levels
+
+    def forward(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Return (R, C, S, S) float32 for all boxes of all images, in their order."""
+        del image_sizes  # the strides are known; torchvision's pooler derives them from it
+        rois = torch.cat(
+            [torch.cat([b.new_full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)]
+        ).detach()
+        area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+        # the paper's equation 1: a box of 224 px belongs to stride 16
+        level = torch.floor(2 + torch.log2(area.clamp(min=0).sqrt() / 224 + 1e-6))
+        level = level.clamp(0, len(self.levels) - 1)
+        first = features[self.levels[0]]
+        size = self.output_size[0]
+        out = first.new_zeros((len(rois), first.shape[1], size, size), dtype=torch.float32)
+        for i, name in enumerate(self.levels):
+            rows = torch.where(level == i)[0]
+            if len(rows):
+                pooled = self._pool(features[name], rois[rows], 1 / 2 ** (i + 2))
+                out = out.index_copy(0, rows, pooled)
+        return out
+
+    def _pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
+        size = self.output_size[0]
+        if features.device.type != "cpu":
+            pooled: Tensor = roi_align(features.float(), rois, size, scale, self.sampling_ratio)
+            return pooled
+        n, _, height, width = features.shape
+        matrix = pooling_matrix(rois, (n, height, width), scale, size, self.sampling_ratio)
+        out: Tensor = _Pool.apply(features, matrix, size)
+        return out
