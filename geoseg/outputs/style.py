@@ -15,15 +15,16 @@ Colour = tuple[int, int, int]
 
 PALETTE: tuple[Colour, ...] = (
     (255, 127, 14),
-    (0, 150, 230),
-    (220, 50, 150),
+    (235, 60, 170),
     (120, 200, 40),
     (150, 90, 220),
     (240, 220, 40),
+    (40, 110, 240),
     (230, 60, 50),
     (0, 180, 150),
 )
-"""Bright, apart from each other and from vegetation, soil and roofs; then hues by golden angle."""
+"""Bright, apart from each other and from vegetation, soil and roofs; then hues by golden angle.
+None is near the cyan of the truth."""
 TRUTH_COLOUR: Colour = (0, 235, 255)
 REGION_COLOUR: Colour = (255, 255, 255)
 STATUS_COLOURS: dict[str, Colour] = {
@@ -42,7 +43,7 @@ def class_colours(classes: Iterable[str]) -> dict[str, Colour]:
     Examples
     --------
     >>> class_colours(["roof", "car", "roof"])
-    {'car': (255, 127, 14), 'roof': (0, 150, 230)}
+    {'car': (255, 127, 14), 'roof': (235, 60, 170)}
     """
     names = sorted(set(classes))
     return {name: _colour(i) for i, name in enumerate(names)}
