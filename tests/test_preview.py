@@ -15,6 +15,9 @@ from geoseg.errors import OutputError
 from geoseg.outputs.preview import FILL_ALPHA, draw_objects, shrink, write_png, write_preview
 from geoseg.outputs.style import TRUTH_COLOUR, class_colours
 
+# a PNG has no place on the ground, and rasterio says so
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 UTM = 32645
 # 0.5 m pixels, north up, from (500000, 3000100)
 NORTH_UP = Affine(0.5, 0, 500000, 0, -0.5, 3000100)

@@ -442,3 +442,16 @@ def test_read_vector_does_not_guess_between_layers(tmp_path):
     assert len(read_vector(path, layer="wards")) == 2
     with pytest.raises(RegionError, match="no layer 'ward'; it has: objects"):
         read_vector(path, layer="ward")
+
+
+def test_a_virtual_file_under_another_name_is_refused(tmp_path):
+    target = write_table(tmp_path / "secret.fgb", some_objects())
+    (tmp_path / "regions.geojson").write_text(
+        "<OGRVRTDataSource><OGRVRTLayer name='objects'>"
+        f"<SrcDataSource>{target}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    )
+    with pytest.raises(RegionError, match="virtual file"):
+        read_vector(tmp_path / "regions.geojson")
+    (tmp_path / "regions.vrt").write_text((tmp_path / "regions.geojson").read_text())
+    with pytest.raises(RegionError, match="virtual file"):
+        read_vector(tmp_path / "regions.vrt")

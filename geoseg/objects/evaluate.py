@@ -351,9 +351,7 @@ def _in_aoi(
     else:
         # an AOI may be kilometres wide: its edges bend when projected, so give them vertices
         step = 1e-3 if aoi.crs.is_geographic else 100.0
-        area = shapely.union_all(
-            polygonal(aoi.geometry.segmentize(step).to_crs(crs).array)[0], grid_size=None
-        )
+        area = shapely.union_all(polygonal(aoi.geometry.segmentize(step).to_crs(crs).array)[0])
     found, found_rows = _clip(found, area)
     true, true_rows = _clip(true, area)
     return found, true, found_rows, true_rows

@@ -264,6 +264,9 @@ def _read_any(path: Path, layer: str | None, what: str) -> gpd.GeoDataFrame:
     if path.suffix.lower() in {".parquet", ".geoparquet"}:
         return gpd.read_parquet(path)
     name = _choose_layer(path, layer, what)
+    if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
+        # whatever its suffix says: it would read files and addresses that the user never named
+        raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
     return pyogrio.read_dataframe(path, layer=name, use_arrow=True)
 
 
@@ -369,7 +372,7 @@ def _scratch(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write in {path.parent} ({error}); choose another") from error
     try:
-        yield folder / f"new{path.suffix.lower()}"
+        yield folder / path.name
     except (*_OGR_ERRORS, pyogrio.errors.FieldError, OSError, sqlite3.Error) as error:
         free_mb = shutil.disk_usage(path.parent).free / 1e6
         raise OutputError(
