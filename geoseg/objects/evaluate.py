@@ -1,0 +1,465 @@
+"""Compare the final polygons with truth: precision, recall, F1, count error and COCO's AP.
+
+All of it happens on polygons, after stitching, in one equal-area projection laid around the data:
+IoU and the half-inside rule are ratios of areas, and degrees are not square.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyproj
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from geoseg.errors import ConfigError, RegionError
+from geoseg.objects.count import polygonal
+from geoseg.records import BoolArray, DoubleArray, GeometryArray, IntArray
+
+AP_THRESHOLDS = tuple(np.round(np.arange(0.5, 1.0, 0.05), 2).tolist())
+INSIDE_SHARE = 0.5
+"""A polygon counts where at least this share of its area lies inside the AOI."""
+_RECALL_POINTS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """How well objects match truth; NaN where a figure is undefined (0 of 0)."""
+
+    n_objects: int
+    """Objects inside the AOI, at or above the wanted score."""
+    n_truth: int
+    """True objects inside the AOI."""
+    tp: int
+    """Objects matched to a true one."""
+    fp: int
+    """Objects with no true one."""
+    fn: int
+    """True ones with no object."""
+    precision: float
+    """tp / n_objects."""
+    recall: float
+    """tp / n_truth."""
+    f1: float
+    """Harmonic mean of the two."""
+    mean_iou: float
+    """Mean IoU of the matches."""
+    count_error: float
+    """(n_objects - n_truth) / n_truth."""
+    ap50: float
+    """Average precision at IoU 0.5, over objects of every score; NaN without scores."""
+    ap: float
+    """Mean of the average precision at IoU 0.50, 0.55, ... 0.95."""
+    iou_threshold: float
+    """IoU from which a match counts, for the figures other than AP."""
+    min_score: float | None
+    """Score below which objects were left out, for the figures other than AP."""
+    matches: pd.DataFrame = field(repr=False)
+    """One row per match: ``object`` and ``truth`` (index labels of the tables), ``iou``."""
+    ranking: pd.DataFrame = field(repr=False)
+    """One row per object of any score: ``object``, ``class``, ``score``, ``hit`` (matched at
+    ``iou_threshold``) and ``hit_50`` to ``hit_95``. What :func:`pool` needs."""
+    truth_classes: pd.Series = field(repr=False)
+    """Class of each true object; all the same where classes are not compared."""
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return the figures, ready for JSON: NaN is None."""
+        names = [name for name in self.__slots__ if not isinstance(getattr(self, name), _TABLES)]
+        values = {name: getattr(self, name) for name in names}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+
+_TABLES = (pd.DataFrame, pd.Series)
+
+
+def evaluate(
+    objects: gpd.GeoDataFrame,
+    truth: gpd.GeoDataFrame,
+    *,
+    aoi: gpd.GeoDataFrame | None = None,
+    iou_threshold: float = 0.5,
+    min_score: float | None = None,
+    by_class: bool = False,
+) -> Evaluation:
+    """Match objects with truth one to one and measure how well they agree.
+
+    Objects come in order of falling score; each takes the free true polygon with the highest IoU
+    at or above the threshold, as COCO does. So what is matched at one score does not depend
+    on objects of lower score.
+
+    Parameters
+    ----------
+    objects : GeoDataFrame
+        Polygons with a CRS; ``score`` in [0, 1] if AP is wanted.
+    truth : GeoDataFrame
+        Polygons with a CRS.
+    aoi : GeoDataFrame, optional
+        Areas where truth is complete. Polygons of either kind with at least half of their area
+        inside take part, clipped to it.
+    iou_threshold : float
+        In (0, 1].
+    min_score : float, optional
+        Objects below are left out of everything but AP, which ranks all of them.
+    by_class : bool
+        Match only within a class (column ``class`` of both); AP is then the mean over the
+        classes of the truth. Otherwise all classes are one.
+
+    Returns
+    -------
+    Evaluation
+        The figures and the matches.
+
+    Raises
+    ------
+    RegionError
+        If a table has no CRS.
+    ConfigError
+        If the threshold is out of range, or a class is asked for and missing.
+
+    References
+    ----------
+    Lin et al., Microsoft COCO, doi:10.1007/978-3-319-10602-1_48 (AP at 101 recall points).
+    """
+    _check(objects, truth, aoi, iou_threshold, by_class=by_class)
+    found, true, found_rows, true_rows = _in_aoi(objects, truth, aoi)
+    scores = _scores(objects)[found_rows]
+    order = np.argsort(-scores, kind="stable")
+    found, found_rows, scores = found[order], found_rows[order], scores[order]
+    found_classes = _classes(objects, found_rows, by_class=by_class)
+    true_classes = _classes(truth, true_rows, by_class=by_class)
+    pairs = _iou_pairs(found, true)
+    pairs = pairs[found_classes[pairs["object"]] == true_classes[pairs["truth"]]]
+    partner, iou = _match(pairs, len(found), len(true), iou_threshold)
+    ranking = {
+        "object": objects.index.to_numpy()[found_rows],
+        "class": found_classes,
+        "score": scores if "score" in objects.columns else np.full(len(scores), np.nan),
+        "hit": partner >= 0,
+    }
+    for step in AP_THRESHOLDS:
+        ranking[_hit_name(step)] = _match(pairs, len(found), len(true), step)[0] >= 0
+    used = (partner >= 0) & (scores >= (-np.inf if min_score is None else min_score))
+    matches = pd.DataFrame(
+        {
+            "object": objects.index.to_numpy()[found_rows[used]],
+            "truth": truth.index.to_numpy()[true_rows[partner[used]]],
+            "iou": iou[used],
+        }
+    )
+    return _summarize(
+        pd.DataFrame(ranking), pd.Series(true_classes), matches, iou_threshold, min_score
+    )
+
+
+def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Join the evaluations of several sites into one, as if they were one place.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        At least one; all with the same IoU threshold and score.
+
+    Returns
+    -------
+    Evaluation
+        Figures over all objects and true objects together; each table has a column ``site``,
+        the place in ``evaluations``, but ``truth_classes``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or their settings differ.
+    """
+    if len({(e.iou_threshold, e.min_score) for e in evaluations}) != 1:
+        raise ConfigError(
+            "pool needs evaluations made with one iou_threshold and one min_score; "
+            f"got {len(evaluations)} evaluations with differing or no settings"
+        )
+    ranking = pd.concat([e.ranking.assign(site=i) for i, e in enumerate(evaluations)])
+    ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    matches = pd.concat([e.matches.assign(site=i) for i, e in enumerate(evaluations)])
+    return _summarize(
+        ranking,
+        pd.concat([e.truth_classes for e in evaluations], ignore_index=True),
+        matches.reset_index(drop=True),
+        evaluations[0].iou_threshold,
+        evaluations[0].min_score,
+    )
+
+
+def threshold_curve(
+    objects: gpd.GeoDataFrame,
+    truth: gpd.GeoDataFrame,
+    *,
+    aoi: gpd.GeoDataFrame | None = None,
+    thresholds: Sequence[float] | None = None,
+    iou_threshold: float = 0.5,
+) -> pd.DataFrame:
+    """Show what each score threshold would give, to choose one.
+
+    Parameters
+    ----------
+    objects, truth, aoi, iou_threshold
+        As in :func:`evaluate`; ``objects`` needs ``score``.
+    thresholds : sequence of float, optional
+        Scores to try; by default 0.05, 0.10, ... 0.95.
+
+    Returns
+    -------
+    DataFrame
+        A row per threshold: ``min_score``, ``n_objects``, ``precision``, ``recall``, ``f1``,
+        ``count_error``; NaN where undefined.
+
+    Raises
+    ------
+    ConfigError
+        If the objects have no ``score``; otherwise as :func:`evaluate`.
+    """
+    if "score" not in objects.columns:
+        raise ConfigError("a threshold curve needs a column 'score' in the objects")
+    steps = np.round(np.arange(0.05, 1.0, 0.05), 2) if thresholds is None else np.array(thresholds)
+    whole = evaluate(objects, truth, aoi=aoi, iou_threshold=iou_threshold)
+    return curve_of(whole, steps.tolist())
+
+
+def curve_of(evaluation: Evaluation, thresholds: Sequence[float]) -> pd.DataFrame:
+    """Return the rows of :func:`threshold_curve` for an evaluation, pooled or not.
+
+    One matching serves all thresholds: greedy matching by score decides an object's partner
+    before it looks at those below.
+    """
+    rows = []
+    scores = evaluation.ranking["score"].to_numpy()
+    hits = evaluation.ranking["hit"].to_numpy(dtype=bool)
+    for step in thresholds:
+        figures = _figures(hits[scores >= step], evaluation.n_truth)
+        names = ("n_objects", "precision", "recall", "f1", "count_error")
+        rows.append({"min_score": step, **{name: figures[name] for name in names}})
+    columns = ["min_score", "n_objects", "precision", "recall", "f1", "count_error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def average_precision(hits: BoolArray, n_truth: int) -> float:
+    """Return COCO's average precision of ranked detections.
+
+    Parameters
+    ----------
+    hits : ndarray
+        (n,) bool, by falling score: whether the detection is matched.
+    n_truth : int
+        True objects in all.
+
+    Returns
+    -------
+    float
+        Mean over the recalls 0.00, 0.01, ... 1.00 of the best precision at that recall or
+        beyond; NaN if there is no truth.
+
+    Examples
+    --------
+    >>> round(average_precision(np.array([True, False, True]), 2), 4)
+    0.835
+    """
+    if n_truth == 0:
+        return math.nan
+    tp = np.cumsum(hits)
+    recall = tp / n_truth
+    precision = tp / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    place = np.searchsorted(recall, _RECALL_POINTS, side="left")
+    reached = place < len(hits)
+    values = np.zeros(len(_RECALL_POINTS))
+    values[reached] = best[place[reached]]
+    return float(values.mean())
+
+
+def _check(
+    objects: gpd.GeoDataFrame,
+    truth: gpd.GeoDataFrame,
+    aoi: gpd.GeoDataFrame | None,
+    iou_threshold: float,
+    *,
+    by_class: bool,
+) -> None:
+    """Refuse what would be compared wrongly."""
+    if not 0 < iou_threshold <= 1:
+        raise ConfigError(f"iou_threshold is {iou_threshold}; expected 0 < iou_threshold <= 1")
+    for what, table in (("objects", objects), ("truth", truth), ("AOI", aoi)):
+        if table is not None and table.crs is None:
+            raise RegionError(
+                f"the {what} layer has no CRS, so it is unknown where on earth it lies; "
+                "set it in the file, or with GeoDataFrame.set_crs"
+            )
+        if by_class and what != "AOI" and table is not None and "class" not in table.columns:
+            raise ConfigError(f"by_class needs a column 'class' in the {what} layer; it has none")
+
+
+def _scores(objects: gpd.GeoDataFrame) -> DoubleArray:
+    """Return the scores, all 1 where there are none."""
+    if "score" not in objects.columns:
+        return np.ones(len(objects))
+    return np.asarray(objects["score"], dtype=np.float64)
+
+
+def _classes(table: gpd.GeoDataFrame, rows: IntArray, *, by_class: bool) -> npt.NDArray[np.object_]:
+    """Return the class of each row, or one name for all."""
+    if not by_class:
+        return np.full(len(rows), "", dtype=object)
+    return np.asarray(table["class"].astype(str), dtype=object)[rows]
+
+
+def local_crs(*tables: gpd.GeoDataFrame | None) -> pyproj.CRS:
+    """Return an equal-area CRS in metres, centred on the first table that has any geometry.
+
+    The centre is a mean of directions, so that it also holds across the antimeridian.
+    """
+    for table in tables:
+        if table is None or len(table) == 0:
+            continue
+        lonlat = table.geometry.to_crs(4326)
+        xy = np.radians(shapely.get_coordinates(lonlat.to_numpy()))
+        if len(xy) == 0:
+            continue
+        lon, lat = xy.T
+        x, y, z = (np.cos(lat) * np.cos(lon)), (np.cos(lat) * np.sin(lon)), np.sin(lat)
+        x, y, z = x.mean(), y.mean(), z.mean()
+        lon_0, lat_0 = math.degrees(math.atan2(y, x)), math.degrees(math.atan2(z, math.hypot(x, y)))
+        break
+    else:
+        lon_0 = lat_0 = 0.0
+    return pyproj.CRS.from_proj4(
+        f"+proj=laea +lat_0={lat_0:.6f} +lon_0={lon_0:.6f} +datum=WGS84 +units=m +type=crs"
+    )
+
+
+def _in_aoi(
+    objects: gpd.GeoDataFrame, truth: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame | None
+) -> tuple[GeometryArray, GeometryArray, IntArray, IntArray]:
+    """Return objects and truth in the local CRS, those of the AOI clipped to it, and their rows."""
+    crs = local_crs(truth, aoi, objects)
+    found = polygonal(objects.geometry.to_crs(crs).array)[0]
+    true = polygonal(truth.geometry.to_crs(crs).array)[0]
+    if aoi is None:
+        area = None
+    else:
+        # an AOI may be kilometres wide: its edges bend when projected, so give them vertices
+        step = 1e-3 if aoi.crs.is_geographic else 100.0
+        area = shapely.union_all(polygonal(aoi.geometry.segmentize(step).to_crs(crs).array)[0])
+    found, found_rows = _clip(found, area)
+    true, true_rows = _clip(true, area)
+    return found, true, found_rows, true_rows
+
+
+def _clip(polygons: GeometryArray, area: BaseGeometry | None) -> tuple[GeometryArray, IntArray]:
+    """Keep polygons that lie at least half inside, clipped; return them and their rows."""
+    sizes = shapely.area(polygons)
+    if area is None:
+        rows = np.flatnonzero(sizes > 0)
+        return polygons[rows], rows
+    shapely.prepare(area)
+    clipped = polygons.copy()
+    border = shapely.intersects(area, polygons) & ~shapely.covers(area, polygons)
+    clipped[border] = polygonal(shapely.intersection(polygons[border], area))[0]
+    clipped[shapely.disjoint(area, polygons)] = shapely.Polygon()
+    rows = np.flatnonzero((sizes > 0) & (shapely.area(clipped) >= INSIDE_SHARE * sizes))
+    return clipped[rows], rows
+
+
+def _iou_pairs(found: GeometryArray, true: GeometryArray) -> npt.NDArray[np.void]:
+    """Return all pairs that share area, best IoU first for each object, objects in order."""
+    row, column = shapely.STRtree(true).query(found, predicate="intersects")
+    common = shapely.area(shapely.intersection(found[row], true[column]))
+    union = shapely.area(found[row]) + shapely.area(true[column]) - common
+    pairs = np.zeros(len(row), dtype=[("object", int), ("truth", int), ("iou", float)])
+    pairs["object"], pairs["truth"], pairs["iou"] = row, column, common / union
+    order = np.lexsort((pairs["truth"], -pairs["iou"], pairs["object"]))
+    return pairs[order]
+
+
+def _match(
+    pairs: npt.NDArray[np.void], n_found: int, n_true: int, iou_threshold: float
+) -> tuple[IntArray, DoubleArray]:
+    """Match greedily; return each object's partner (-1: none) and their IoU."""
+    partner = np.full(n_found, -1, dtype=np.int64)
+    iou = np.full(n_found, np.nan)
+    free = np.ones(n_true, dtype=bool)
+    # COCO's slack: an IoU that equals the threshold up to rounding is a match
+    good = pairs[pairs["iou"] >= iou_threshold - 1e-10]
+    for row, column, value in good.tolist():
+        if partner[row] < 0 and free[column]:
+            partner[row], iou[row], free[column] = column, value, False
+    return partner, iou
+
+
+def _hit_name(threshold: float) -> str:
+    """Return the ranking's column for an IoU threshold."""
+    return f"hit_{round(100 * threshold)}"
+
+
+def _figures(hits: BoolArray, n_truth: int) -> dict[str, Any]:
+    """Return counts and ratios for the objects that are kept."""
+    n_objects, tp = len(hits), int(np.count_nonzero(hits))
+    fp, fn = n_objects - tp, n_truth - tp
+    return {
+        "n_objects": n_objects,
+        "n_truth": n_truth,
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "precision": _ratio(tp, n_objects),
+        "recall": _ratio(tp, n_truth),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "count_error": _ratio(n_objects - n_truth, n_truth),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Divide; NaN for nothing of nothing."""
+    return part / whole if whole else math.nan
+
+
+def _summarize(
+    ranking: pd.DataFrame,
+    truth_classes: pd.Series,
+    matches: pd.DataFrame,
+    iou_threshold: float,
+    min_score: float | None,
+) -> Evaluation:
+    """Put the figures together from ranked objects and their hits."""
+    kept = ranking if min_score is None else ranking[_score_or_one(ranking) >= min_score]
+    figures = _figures(kept["hit"].to_numpy(dtype=bool), len(truth_classes))
+    by_step = [_mean_ap(ranking, truth_classes, _hit_name(step)) for step in AP_THRESHOLDS]
+    return Evaluation(
+        **figures,
+        mean_iou=float(matches["iou"].mean()) if len(matches) else math.nan,
+        ap50=by_step[0],
+        ap=float(np.mean(by_step)),
+        iou_threshold=iou_threshold,
+        min_score=min_score,
+        matches=matches,
+        ranking=ranking,
+        truth_classes=truth_classes,
+    )
+
+
+def _score_or_one(ranking: pd.DataFrame) -> pd.Series:
+    """Return the scores, 1 where they are unknown."""
+    return ranking["score"].fillna(1.0)
+
+
+def _mean_ap(ranking: pd.DataFrame, truth_classes: pd.Series, column: str) -> float:
+    """Return the average precision, averaged over the classes of the truth."""
+    if len(ranking) and ranking["score"].isna().any():
+        return math.nan
+    values = []
+    for name in sorted(set(truth_classes)):
+        hits = ranking.loc[ranking["class"] == name, column].to_numpy(dtype=bool)
+        values.append(average_precision(hits, int((truth_classes == name).sum())))
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,351 @@
+"""Pictures of objects over imagery: light fill, crisp outline, one colour per class.
+
+Everything is drawn at three times the picture's size, a band of rows at a time, and averaged down:
+edges come out smooth, and memory does not grow with the height. A picture needs only numpy and
+rasterio's rasterizer; PNG is simple enough to be written here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyproj
+import shapely
+from affine import Affine
+from rasterio.features import rasterize
+
+from geoseg.errors import OutputError
+from geoseg.outputs.style import REGION_COLOUR, TRUTH_COLOUR, Colour, class_colours
+from geoseg.records import DoubleArray, GeometryArray
+
+Pixels = npt.NDArray[np.uint8]
+
+FILL_ALPHA = 0.22
+_SAMPLES = 3
+_BAND_ROWS = 256
+_SMALL_PX = 12.0
+# ^ where the median object is smaller than this, outlines get thinner so that they stay apart
+_GLYPHS = {
+    # 5 x 7 dots, a row each in hexadecimal pairs, highest of five bits on the left
+    " ": "00000000000000", "0": "0E11131519110E", "1": "040C040404040E", "2": "0E11010204081F",
+    "3": "1F02040201110E", "4": "02060A121F0202", "5": "1F101E0101110E", "6": "0608101E11110E",
+    "7": "1F010204080808", "8": "0E11110E11110E", "9": "0E11110F01020C", "A": "0E11111F111111",
+    "B": "1E11111E11111E", "C": "0E11101010110E", "D": "1C12111111121C", "E": "1F10101E10101F",
+    "F": "1F10101E101010", "G": "0E11101711110F", "H": "1111111F111111", "I": "0E04040404040E",
+    "J": "0702020202120C", "K": "11121418141211", "L": "1010101010101F", "M": "111B1515111111",
+    "N": "11111915131111", "O": "0E11111111110E", "P": "1E11111E101010", "Q": "0E11111115120D",
+    "R": "1E11111E141211", "S": "0F10100E01011E", "T": "1F040404040404", "U": "1111111111110E",
+    "V": "11111111110A04", "W": "1111111515150A", "X": "11110A040A1111", "Y": "1111110A040404",
+    "Z": "1F01020408101F", "-": "0000001F000000", ".": "00000000000C0C", ":": "000C0C000C0C00",
+    "_": "0000000000001F", "/": "00010204081000", "%": "18190204081303", "?": "0E110102040004",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Shapes in picture px that are painted with one colour."""
+
+    shapes: GeometryArray
+    colour: Colour
+    alpha: float
+
+
+def write_preview(
+    pixels: Pixels,
+    transform: Affine,
+    crs: pyproj.CRS | str,
+    objects: gpd.GeoDataFrame,
+    path: str | Path,
+    *,
+    truth: gpd.GeoDataFrame | None = None,
+    regions: gpd.GeoDataFrame | None = None,
+    max_px: int = 2000,
+) -> Path:
+    """Draw objects over imagery and write a PNG.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W, 3) uint8, red, green, blue; as read, at any scale.
+    transform : Affine
+        Maps px of ``pixels`` to the CRS; may be rotated.
+    crs : CRS or str
+        CRS of the imagery; the layers are brought to it.
+    objects : GeoDataFrame
+        Filled and outlined, a colour per ``class``.
+    path : str or Path
+        The PNG to write; an existing one is replaced.
+    truth : GeoDataFrame, optional
+        Outlined in cyan under the objects.
+    regions : GeoDataFrame, optional
+        Outlined in white; labelled with the field in ``attrs['region_field']`` and ``count``.
+    max_px : int
+        Longest side of the picture; larger imagery is averaged down by a whole number.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        If the pixels have another shape or type, a layer has no CRS, or writing fails.
+    """
+    picture, scaled = shrink(pixels, transform, max_px)
+    drawn = draw_objects(picture, scaled, crs, objects, truth=truth, regions=regions)
+    return write_png(path, drawn)
+
+
+def draw_objects(
+    pixels: Pixels,
+    transform: Affine,
+    crs: pyproj.CRS | str,
+    objects: gpd.GeoDataFrame,
+    *,
+    truth: gpd.GeoDataFrame | None = None,
+    regions: gpd.GeoDataFrame | None = None,
+    width_px: float | None = None,
+) -> Pixels:
+    """Return the imagery with objects drawn over it, as :func:`write_preview` does.
+
+    Parameters
+    ----------
+    pixels, transform, crs, objects, truth, regions
+        As there.
+    width_px : float, optional
+        Width of the outlines; by default 1.8, or 1 where objects are small.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 3) uint8, a new array.
+    """
+    _check_pixels(pixels)
+    shape = (pixels.shape[0], pixels.shape[1])
+    frame = (transform, pyproj.CRS.from_user_input(crs), shape)
+    rows, shapes = _to_picture(objects, frame)
+    width = _outline_width(shapes) if width_px is None else width_px
+    layers = []
+    if truth is not None:
+        shown = _to_picture(truth, frame)[1]
+        layers.append(_Layer(_outlines(shown, width), TRUTH_COLOUR, 1.0))
+    layers += _object_layers(objects, rows, shapes, width)
+    labels: list[tuple[str, float, float]] = []
+    if regions is not None:
+        rows, shapes = _to_picture(regions, frame)
+        layers.append(_Layer(_outlines(shapes, 5.0), (0, 0, 0), 0.45))
+        layers.append(_Layer(_outlines(shapes, 2.0), REGION_COLOUR, 1.0))
+        labels = _region_labels(regions, rows, shapes, shape)
+    picture = _paint(pixels, layers)
+    scale = max(1, round(min(shape) / 500))
+    for text, x, y in labels:
+        _write_text(picture, text, (x, y), scale)
+    return picture
+
+
+def shrink(pixels: Pixels, transform: Affine, max_px: int) -> tuple[Pixels, Affine]:
+    """Average imagery down by a whole number until its longest side fits.
+
+    Returns
+    -------
+    tuple of (ndarray, Affine)
+        (h, w, 3) uint8 and the map from its px to the CRS. Rows and columns at the end that
+        fill no block are averaged from what there is.
+    """
+    _check_pixels(pixels)
+    step = math.ceil(max(pixels.shape[:2]) / max_px)
+    if step <= 1:
+        return pixels, transform
+    rows = np.arange(0, pixels.shape[0], step)
+    columns = np.arange(0, pixels.shape[1], step)
+    sums = np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(sums, columns, axis=1)
+    heights = np.diff(np.append(rows, pixels.shape[0]))
+    widths = np.diff(np.append(columns, pixels.shape[1]))
+    mean = sums / (heights[:, None] * widths)[..., None]
+    return np.rint(mean).astype(np.uint8), transform @ Affine.scale(step)
+
+
+def write_png(path: str | Path, pixels: Pixels) -> Path:
+    """Write (H, W, 3) uint8 pixels as a PNG, beside the target first.
+
+    References
+    ----------
+    W3C, Portable Network Graphics (PNG) Specification, third edition: chunks, filter type 2.
+    """
+    _check_pixels(pixels)
+    path = Path(path)
+    height, width = pixels.shape[:2]
+    # each row as its difference from the row above: imagery packs a third smaller
+    rows = np.diff(pixels.reshape(height, -1), axis=0, prepend=np.zeros((1, 3 * width), np.uint8))
+    filtered = np.column_stack([np.full(height, 2, np.uint8), rows])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(filtered.tobytes(), 6)),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+            temporary = Path(folder) / "new.png"
+            temporary.write_bytes(data)
+            temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"picture {path} cannot be written ({error}); check the folder and the space on it"
+        ) from error
+    return path
+
+
+def _check_pixels(pixels: Pixels) -> None:
+    """Refuse arrays that are no picture."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or pixels.size == 0:
+        raise OutputError(
+            f"a picture needs pixels (H, W, 3) of uint8; got {pixels.shape} of {pixels.dtype}: "
+            "choose three bands and stretch them to 0..255"
+        )
+
+
+def _to_picture(
+    table: gpd.GeoDataFrame, frame: tuple[Affine, pyproj.CRS, tuple[int, int]]
+) -> tuple[npt.NDArray[np.intp], GeometryArray]:
+    """Return the rows whose geometry meets the picture, and their geometry in its px."""
+    transform, crs, (height, width) = frame
+    if table.crs is None:
+        raise OutputError("a layer to draw has no CRS; set it with GeoDataFrame.set_crs")
+    to_px = ~transform
+    shapes = np.asarray(table.geometry.to_crs(crs).array, dtype=object)
+    shapes = shapely.transform(
+        shapes,
+        lambda xy: np.column_stack(
+            [
+                to_px.a * xy[:, 0] + to_px.b * xy[:, 1] + to_px.c,
+                to_px.d * xy[:, 0] + to_px.e * xy[:, 1] + to_px.f,
+            ]
+        ),
+    )
+    # None and empty geometries have no bounds, so they meet nothing
+    x0, y0, x1, y1 = shapely.bounds(shapes).T
+    rows = np.flatnonzero((x1 > 0) & (y1 > 0) & (x0 < width) & (y0 < height))
+    # half a sample: invisible, and a tenth of the vertices at small scales
+    shapes = shapely.simplify(shapes[rows], 0.5 / _SAMPLES, preserve_topology=True)
+    return rows, cast("GeometryArray", shapes)
+
+
+def _outline_width(shapes: GeometryArray) -> float:
+    """Return the width in px that suits the size of the objects."""
+    if len(shapes) == 0:
+        return 1.8
+    return 1.0 if float(np.median(np.sqrt(shapely.area(shapes)))) < _SMALL_PX else 1.8
+
+
+def _outlines(shapes: GeometryArray, width_px: float) -> GeometryArray:
+    """Return the outlines as areas of the given width."""
+    lines = shapely.boundary(shapes)
+    return cast("GeometryArray", shapely.buffer(lines, width_px / 2, quad_segs=2))
+
+
+def _object_layers(
+    objects: gpd.GeoDataFrame, rows: npt.NDArray[np.intp], shapes: GeometryArray, width: float
+) -> list[_Layer]:
+    """Return fills of all classes, then outlines of all, so that no fill hides an outline."""
+    if "class" in objects.columns:
+        kinds = objects["class"].astype(str).to_numpy()
+    else:
+        kinds = np.full(len(objects), "", dtype=object)
+    # from all classes, seen or not: the colour of a class is the same in every picture
+    colours = class_colours(kinds)
+    shown = {name: shapes[kinds[rows] == name] for name in colours}
+    fills = [_Layer(s, colours[n], FILL_ALPHA) for n, s in shown.items()]
+    return fills + [_Layer(_outlines(s, width), colours[n], 1.0) for n, s in shown.items()]
+
+
+def _paint(pixels: Pixels, layers: list[_Layer]) -> Pixels:
+    """Blend the layers over the picture, in order, band by band."""
+    result = pixels.copy()
+    trees = [shapely.STRtree(layer.shapes) for layer in layers]
+    height, width = pixels.shape[:2]
+    for top in range(0, height, _BAND_ROWS):
+        bottom = min(top + _BAND_ROWS, height)
+        band: DoubleArray | None = None
+        for layer, tree in zip(layers, trees, strict=True):
+            hits = np.sort(tree.query(shapely.box(0, top, width, bottom)))
+            shapes = layer.shapes[hits]
+            shapes = shapes[~shapely.is_empty(shapes)]
+            if len(shapes) == 0:
+                continue
+            cover = _coverage(shapes, top, (bottom - top, width))[..., None] * layer.alpha
+            base = result[top:bottom].astype(np.float64) if band is None else band
+            band = base * (1 - cover) + np.array(layer.colour) * cover
+        if band is not None:
+            result[top:bottom] = np.rint(band).astype(np.uint8)
+    return result
+
+
+def _coverage(shapes: GeometryArray, top: int, shape: tuple[int, int]) -> DoubleArray:
+    """Return how much of each pixel of a band the shapes cover together, 0 to 1."""
+    fine = rasterize(
+        shapes,
+        out_shape=(shape[0] * _SAMPLES, shape[1] * _SAMPLES),
+        transform=Affine.translation(0, top) @ Affine.scale(1 / _SAMPLES),
+        dtype="uint8",
+    )
+    blocks = fine.reshape(shape[0], _SAMPLES, shape[1], _SAMPLES)
+    return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float64))
+
+
+def _region_labels(
+    regions: gpd.GeoDataFrame,
+    rows: npt.NDArray[np.intp],
+    shapes: GeometryArray,
+    shape: tuple[int, int],
+) -> list[tuple[str, float, float]]:
+    """Return the text and place of each region's label, inside what the picture shows of it."""
+    fields = [f for f in (regions.attrs.get("region_field"), "count") if f in regions.columns]
+    if not fields:
+        return []
+    seen = shapely.intersection(shapely.make_valid(shapes), shapely.box(0, 0, shape[1], shape[0]))
+    points = shapely.get_coordinates(shapely.point_on_surface(seen[~shapely.is_empty(seen)]))
+    rows = rows[~shapely.is_empty(seen)]
+    labels = []
+    for row, (x, y) in zip(rows, points, strict=True):
+        text = ": ".join(_show(regions[f].iloc[row]) for f in fields)
+        labels.append((text, float(x), float(y)))
+    return labels
+
+
+def _show(value: object) -> str:
+    """Return a cell of the user's table as short text."""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
+    return str(value)[:20]
+
+
+def _write_text(picture: Pixels, text: str, centre: tuple[float, float], scale: int) -> None:
+    """Write white capitals on a dark plate, in place, centred, kept inside the picture."""
+    dots = [np.zeros((7, 1), bool)]
+    for letter in text.upper():
+        rows = bytes.fromhex(_GLYPHS.get(letter, _GLYPHS["?"]))
+        glyph = np.unpackbits(np.frombuffer(rows, np.uint8)[:, None], axis=1)[:, 3:].astype(bool)
+        dots += [glyph, np.zeros((7, 1), bool)]
+    ink = np.pad(np.hstack(dots), 1).repeat(scale, axis=0).repeat(scale, axis=1)
+    height, width = picture.shape[:2]
+    top = int(np.clip(centre[1] - ink.shape[0] / 2, 0, max(0, height - ink.shape[0])))
+    left = int(np.clip(centre[0] - ink.shape[1] / 2, 0, max(0, width - ink.shape[1])))
+    plate = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
+    plate[:] = plate // 4
+    plate[ink[: plate.shape[0], : plate.shape[1]]] = 255

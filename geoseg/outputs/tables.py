@@ -1,0 +1,512 @@
+"""Vector files: read the user's, write ours so that nobody ever sees half of one.
+
+A GeoPackage is a SQLite database, and its ``-journal``, ``-wal`` and ``-shm`` files are part of
+it: a new file renamed over an old one beside a stale journal is destroyed when next opened. So
+the old file is first brought to rest and proven unlocked, and only then replaced.
+
+GDAL and Python each bring their own SQLite, and locks do not work between two copies in one
+process. Everywhere below one of them has closed the file before the other opens it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import shapely
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from geoseg.errors import OutputError, RegionError
+from geoseg.outputs.style import default_styles
+
+DRIVERS = {
+    ".gpkg": "GPKG",
+    ".parquet": "Parquet",
+    ".fgb": "FlatGeobuf",
+    ".geojson": "GeoJSON",
+}
+"""What we write, by suffix."""
+OBJECT_DTYPES: dict[str, str] = {
+    "object_id": "int64",
+    "uid": "str",
+    "class": "str",
+    "score": "float64",
+    "area_m2": "float64",
+    "perimeter_m": "float64",
+    "n_parts": "int32",
+    "complete": "bool",
+    "touches_edge": "bool",
+    "image": "str",
+}
+"""The columns of the ``objects`` layer, in order, before the geometry."""
+SIDECARS = ("-journal", "-wal", "-shm")
+LOCK_WAIT_S = 5.0
+_OGR_ERRORS = (DataSourceError, DataLayerError)
+_UNREADABLE = (*_OGR_ERRORS, OSError, ValueError)
+_MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "MultiPoint"}
+
+
+def read_vector(
+    path: str | Path, *, layer: str | None = None, what: str = "regions"
+) -> gpd.GeoDataFrame:
+    """Read polygons that a user gives us; the only place that reads vector files.
+
+    Parameters
+    ----------
+    path : str or Path
+        A vector file of any kind that GDAL reads, or GeoParquet.
+    layer : str, optional
+        Layer of the file; by default the only one with polygons, or the one called ``what``.
+    what : str
+        What the polygons are for: 'regions', 'AOI', 'truth', 'objects'; for messages.
+
+    Returns
+    -------
+    GeoDataFrame
+        All rows, with a CRS and at least one polygon.
+
+    Raises
+    ------
+    RegionError
+        If the file is missing or unreadable, the layer is not clear, or there are no features,
+        no polygons or no CRS.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RegionError(f"{what} file {path} does not exist; check the path")
+    try:
+        table = _read_any(path, layer, what)
+    except _UNREADABLE as error:
+        raise RegionError(
+            f"{what} file {path} cannot be read as a vector layer ({_first_line(error)}); "
+            "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
+        ) from error
+    if not isinstance(table, gpd.GeoDataFrame) or "geometry" not in table:
+        raise RegionError(f"{what} file {path} has no geometry; expected polygons")
+    if len(table) == 0 and what != "objects":
+        raise RegionError(f"{what} file {path} holds no features; expected at least one polygon")
+    if table.crs is None or table.crs.name.lower().startswith("undefined"):
+        raise RegionError(
+            f"{what} file {path} has no CRS, so it is unknown where on earth its polygons lie; "
+            "set one, for example with: ogr2ogr -a_srs EPSG:CODE out.gpkg in.file"
+        )
+    kinds = shapely.get_type_id(table.geometry.to_numpy())
+    if len(table) and not np.isin(kinds, (3, 6, 7)).any():
+        found = ", ".join(sorted({str(k) for k in table.geom_type.dropna()})) or "no geometry"
+        raise RegionError(f"{what} file {path} holds no polygons, only: {found}")
+    return table
+
+
+def empty_objects(crs: pyproj.CRS | str | int) -> gpd.GeoDataFrame:
+    """Return an ``objects`` table without rows but with every column and type."""
+    columns = {name: pd.Series([], dtype=kind) for name, kind in OBJECT_DTYPES.items()}
+    return gpd.GeoDataFrame(columns, geometry=gpd.GeoSeries([], crs=crs), crs=crs)
+
+
+def check_output(path: str | Path, overwrite: bool = False) -> Path:
+    """Refuse an output that could not be written, before anything is computed.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the output is to go.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The path, made absolute.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is unknown, the folder is missing or not writable, or the file exists
+        without ``overwrite``.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.suffix.lower() not in DRIVERS:
+        raise OutputError(
+            f"output {path.name} has the unknown suffix '{path.suffix}'; "
+            f"expected one of {', '.join(DRIVERS)}"
+        )
+    if not path.parent.is_dir():
+        raise OutputError(f"output folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {path.parent} is not writable; choose another")
+    if path.is_dir():
+        raise OutputError(f"output {path} is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise OutputError(f"output {path} exists; give --overwrite to replace it, or another name")
+    left = [] if path.exists() or path.suffix.lower() != ".gpkg" else _sidecars(path)
+    if left:
+        raise OutputError(
+            f"{left[0].name} lies in {path.parent} without its database; it would corrupt a new "
+            f"{path.name}: move it away, or choose another name"
+        )
+    return path
+
+
+def write_table(
+    path: str | Path, table: gpd.GeoDataFrame, *, layer: str = "objects", overwrite: bool = False
+) -> Path:
+    """Write one table in the format that the suffix names.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .gpkg, .parquet (GeoParquet 1.1 with bbox, zstd), .fgb or .geojson (in
+        EPSG:4326, as the format wants).
+    table : GeoDataFrame
+        With a CRS; may be empty.
+    layer : str
+        Layer name where the format has one; ``objects`` get their fixed column types.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_output`; or if writing fails, the old file then being as it was.
+    """
+    path = check_output(path, overwrite)
+    if path.suffix.lower() == ".gpkg":
+        return write_geopackage(path, {layer: table}, overwrite=overwrite)
+    table = _prepare(layer, table)
+    with _scratch(path) as temporary:
+        if path.suffix.lower() == ".parquet":
+            table.to_parquet(
+                temporary, schema_version="1.1.0", write_covering_bbox=True, compression="zstd"
+            )
+        elif path.suffix.lower() == ".geojson":
+            _write_layer(temporary, layer, table.to_crs(4326), RFC7946="YES")
+        else:
+            _write_layer(temporary, layer, table)
+        _fsync(temporary)
+        if path.exists() and not overwrite:
+            raise OutputError(f"output {path} appeared while it was being made; not replaced")
+        temporary.replace(path)
+        _fsync(path.parent)
+    return path
+
+
+def write_geopackage(
+    path: str | Path,
+    layers: Mapping[str, gpd.GeoDataFrame],
+    *,
+    styles: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write layers beside the target, check them, and only then put them in its place.
+
+    Parameters
+    ----------
+    path : str or Path
+        Target, ends in .gpkg.
+    layers : mapping of str to GeoDataFrame
+        At least one; each with a CRS; may be empty. Columns of ``objects`` get fixed types.
+    styles : mapping of str to str, optional
+        QML by layer; by default ours for objects, regions and coverage. Empty: no styles.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    metadata : mapping, optional
+        Kept in the file (table ``gpkg_metadata``); values that are not text as JSON.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_output`; if a layer has no CRS, writing fails or counts differ (the old
+        file is untouched); or if the old file is locked or has a journal that cannot be
+        settled (the new file is kept beside it, and the message says where).
+    """
+    path = check_output(path, overwrite)
+    tables = {name: _prepare(name, table) for name, table in layers.items()}
+    if not tables:
+        raise OutputError(f"no layer to write to {path}; give at least one")
+    qml = default_styles(tables) if styles is None else dict(styles)
+    notes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    with _scratch(path) as temporary:
+        for i, (name, table) in enumerate(tables.items()):
+            options: dict[str, Any] = {"dataset_metadata": notes} if notes and i == 0 else {}
+            _write_layer(temporary, name, table, **options)
+        _finish(temporary, {name: len(table) for name, table in tables.items()}, qml)
+        _fsync(temporary)
+        _publish(temporary, path, overwrite=overwrite)
+    return path
+
+
+def _read_any(path: Path, layer: str | None, what: str) -> gpd.GeoDataFrame:
+    """Read a layer with the library that its format needs."""
+    if path.suffix.lower() in {".parquet", ".geoparquet"}:
+        return gpd.read_parquet(path)
+    name = _choose_layer(path, layer, what)
+    if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
+        # whatever its suffix says: it would read files and addresses that the user never named
+        raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
+    return pyogrio.read_dataframe(path, layer=name, use_arrow=True)
+
+
+def _choose_layer(path: Path, layer: str | None, what: str) -> str:
+    """Return the layer to read; refuse to guess between several."""
+    kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path)}
+    listed = ", ".join(kinds)
+    if layer is not None:
+        if layer not in kinds:
+            raise RegionError(f"{what} file {path} has no layer '{layer}'; it has: {listed}")
+        return layer
+    # None: a table without geometry, such as layer_styles
+    spatial = [name for name, kind in kinds.items() if kind != "None"] or list(kinds)
+    if what in spatial:
+        return what
+    if len(spatial) > 1:
+        raise RegionError(
+            f"{what} file {path} has several layers ({listed}); say which one, "
+            "or save that one to a file of its own"
+        )
+    if not spatial:
+        raise RegionError(f"{what} file {path} has no layers; expected polygons")
+    return spatial[0]
+
+
+def _prepare(name: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Return the table as it is to be written: fixed types, field names that SQLite tells apart."""
+    if table.crs is None:
+        raise OutputError(
+            f"layer '{name}' has no CRS, so no program could place it; set it before writing"
+        )
+    attrs = table.attrs
+    if name == "objects":
+        table = _fix_types(table)
+    seen: set[str] = set()
+    new_names = []
+    for column in table.columns:
+        unique, n = str(column), 2
+        while unique.casefold() in seen:
+            unique, n = f"{column}_{n}", n + 1
+        seen.add(unique.casefold())
+        new_names.append(unique)
+    table = table.set_axis(new_names, axis=1).reset_index(drop=True)
+    table.attrs = attrs
+    return table
+
+
+def _fix_types(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Return the objects with each known column in its fixed type."""
+    kinds = {name: kind for name, kind in OBJECT_DTYPES.items() if name in table.columns}
+    # six decimals are all that float32 carries: 0.9, not 0.8999999761581421
+    short = [n for n, k in kinds.items() if k == "float64" and table[n].dtype == np.float32]
+    return table.astype(kinds).round(dict.fromkeys(short, 6))
+
+
+def _geometry_type(table: gpd.GeoDataFrame) -> str:
+    """Return the one type that holds all geometries; Polygon where there are none."""
+    kinds = set(table.geom_type.dropna())
+    if not kinds:
+        return "Polygon"
+    single = {k.removeprefix("Multi") for k in kinds}
+    if len(single) > 1 or not single <= set(_MULTI):
+        return "Unknown"
+    kind = single.pop()
+    return kind if kinds == {kind} else _MULTI[kind]
+
+
+def _write_layer(path: Path, name: str, table: gpd.GeoDataFrame, **options: object) -> None:
+    """Write one layer with GDAL; a GeoPackage keeps the layers that it has."""
+    kind = _geometry_type(table)
+    names = {str(c).casefold() for c in table.columns}
+    driver = DRIVERS[path.suffix.lower()]
+    if driver == "GPKG":
+        # a field of the user's may have the name that GDAL would give its own columns
+        options |= {"FID": _free("fid", names), "GEOMETRY_NAME": _free("geom", names)}
+    pyogrio.write_dataframe(
+        table,
+        path,
+        layer=name,
+        driver=driver,
+        use_arrow=True,
+        geometry_type=kind,
+        promote_to_multi=kind.startswith("Multi"),
+        **options,
+    )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return the name, with underscores until it is free."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Give a place for the file on the target's own disk; whatever is left there is removed.
+
+    A folder, not a file: journals and index files that a dying writer leaves go with it.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent} ({error}); choose another") from error
+    try:
+        yield folder / path.name
+    except (*_OGR_ERRORS, pyogrio.errors.FieldError, OSError, sqlite3.Error) as error:
+        free_mb = shutil.disk_usage(path.parent).free / 1e6
+        raise OutputError(
+            f"writing {path} failed ({_first_line(error)}); {free_mb:,.0f} MB are free there; "
+            "an earlier file of that name is as it was"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finish(path: Path, n_rows: Mapping[str, int], qml: Mapping[str, str]) -> None:
+    """Check the rows that arrived and add the styles; GDAL has closed the file."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for name, expected in n_rows.items():
+            quoted = name.replace('"', '""')
+            # names of tables cannot be bound as values
+            got = database.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()[0]  # noqa: S608
+            if got != expected:
+                raise OutputError(
+                    f"layer '{name}' was written with {got} rows instead of {expected}; "
+                    "nothing was published: run again, and report it if it happens again"
+                )
+        if qml:
+            _add_styles(database, qml)
+
+
+def _add_styles(database: sqlite3.Connection, qml: Mapping[str, str]) -> None:
+    """Write the table from which QGIS takes a layer's style when it opens it."""
+    database.execute(
+        "CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, "
+        "f_table_catalog TEXT(256), f_table_schema TEXT(256), f_table_name TEXT(256), "
+        "f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT, "
+        "useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
+        "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+    )
+    geometry = dict(database.execute("SELECT table_name, column_name FROM gpkg_geometry_columns"))
+    database.executemany(
+        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+        "f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner, ui) "
+        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'written by geoseg', '', NULL)",
+        [(name, geometry[name], name, text) for name, text in qml.items() if name in geometry],
+    )
+    database.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, srs_id) "
+        "VALUES ('layer_styles', 'attributes', 'layer_styles', 'QGIS styles', 0)"
+    )
+    database.execute(
+        "INSERT INTO gpkg_ogr_contents SELECT 'layer_styles', count(*) FROM layer_styles"
+    )
+
+
+def _publish(new: Path, target: Path, *, overwrite: bool) -> None:
+    """Put the finished file in place of the target, or keep it beside and say why."""
+    try:
+        if target.exists():
+            if not overwrite:
+                raise OutputError(f"{target} appeared while it was being made")
+            _replace_database(new, target)
+        else:
+            _refuse_sidecars(target)
+            new.replace(target)
+    except (OutputError, OSError, sqlite3.Error) as error:
+        kept = _name_beside(target)
+        new.replace(kept)
+        _fsync(target.parent)
+        reason = _first_line(error)
+        raise OutputError(
+            f"{target} was not replaced: {reason}. The new file is complete and lies at {kept}; "
+            "close programs that have the old one open, then rename it"
+        ) from error
+    _fsync(target.parent)
+
+
+def _replace_database(new: Path, target: Path) -> None:
+    """Bring the old database to rest, prove that nobody uses it, and replace it."""
+    if not _is_database(target):
+        _refuse_sidecars(target)
+        new.replace(target)
+        return
+    database = sqlite3.connect(target, timeout=LOCK_WAIT_S, isolation_level=None)
+    with contextlib.closing(database):
+        # the first rolls a hot journal back and folds a write-ahead log in; both fail if locked
+        mode = database.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+        if mode != "delete":
+            raise OutputError(f"it is in journal mode '{mode}', which cannot be ended")
+        database.execute("BEGIN EXCLUSIVE")
+        if os.name == "posix":
+            # the lock is held over the exchange; closing then lets go of the old, nameless file
+            _refuse_sidecars(target)
+            new.replace(target)
+            return
+        database.execute("ROLLBACK")
+    _refuse_sidecars(target)
+    new.replace(target)
+
+
+def _is_database(path: Path) -> bool:
+    """Tell whether the file starts as SQLite files do."""
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _sidecars(path: Path) -> list[Path]:
+    """Return the SQLite files that lie beside a database."""
+    return [s for s in (Path(f"{path}{suffix}") for suffix in SIDECARS) if s.exists()]
+
+
+def _refuse_sidecars(path: Path) -> None:
+    """Never put a new database beside the journal of another: SQLite would apply it."""
+    left = _sidecars(path)
+    if left:
+        raise OutputError(f"{left[0].name} lies beside it and would corrupt the new file")
+
+
+def _name_beside(path: Path) -> Path:
+    """Return a free name with the time in it, UTC."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name, n = path.with_name(f"{path.stem}.{stamp}{path.suffix}"), 1
+    while name.exists() or _sidecars(name):
+        name, n = path.with_name(f"{path.stem}.{stamp}-{n}{path.suffix}"), n + 1
+    return name
+
+
+def _fsync(path: Path) -> None:
+    """Ask the disk to keep a file, or the names in a folder (where the system can)."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error, for a message of one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
