@@ -120,7 +120,7 @@ class RasterReader:
         window = Window(x0, y0, x1 - x0, y1 - y0)
         try:
             pixels = self._src.read(list(self._bands), window=window)
-            valid = self._valid(pixels, window)
+            valid = _valid(self._src, self._info, self._alpha_band, pixels, window=window)
         except (RasterioError, OSError) as error:
             raise TileError(
                 f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {Path(self._info.path).name}: "
@@ -131,22 +131,29 @@ class RasterReader:
             pixels[:, ~valid] = 0
         return pixels, valid
 
-    def _valid(self, pixels: npt.NDArray[Any], window: Window) -> BoolArray:
-        """Return which source pixels no declared source calls invalid."""
-        valid = np.ones(pixels.shape[1:], np.bool_)
-        if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
-        if self._info.nodata is not None and not np.isnan(self._info.nodata):
-            present = pixels != _as_stored(self._info.nodata, pixels.dtype)
-            # 0 or 255 in one band is a colour, so all bands must be nodata, as in GDAL's dataset
-            # mask; -9999 never is one, and a single band of it would reach the network
-            a_color = pixels.dtype.kind == "u" and self._info.nodata >= 0
-            valid &= present.any(axis=0) if a_color else present.all(axis=0)
-        if self._info.mask_kind == "mask":
-            valid &= self._src.read_masks(1, window=window) != 0
-        if self._alpha_band is not None:
-            valid &= self._src.read(self._alpha_band, window=window) != 0
-        return valid
+
+def _valid(
+    src: DatasetReader,
+    info: RasterInfo,
+    alpha_band: int | None,
+    pixels: npt.NDArray[Any],
+    **where: Window | tuple[int, int],
+) -> BoolArray:
+    """Return which pixels no declared source calls invalid; `where` as in rasterio's read."""
+    valid = np.ones(pixels.shape[1:], np.bool_)
+    if pixels.dtype.kind == "f":
+        valid &= np.isfinite(pixels).all(axis=0)
+    if info.nodata is not None and not np.isnan(info.nodata):
+        present = pixels != _as_stored(info.nodata, pixels.dtype)
+        # 0 or 255 in one band is a colour, so all bands must be nodata, as in GDAL's dataset
+        # mask; -9999 never is one, and a single band of it would reach the network
+        a_color = pixels.dtype.kind == "u" and info.nodata >= 0
+        valid &= present.any(axis=0) if a_color else present.all(axis=0)
+    if info.mask_kind == "mask":
+        valid &= src.read_masks(1, **where) != 0
+    if alpha_band is not None:
+        valid &= src.read(alpha_band, **where) != 0
+    return valid
 
 
 def _as_stored(nodata: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -325,13 +332,11 @@ def _read_small(
     how = Resampling.average if shape != (info.height, info.width) else Resampling.nearest
     try:
         pixels = src.read(list(bands), out_shape=(len(bands), *shape), resampling=how)
-        valid = src.dataset_mask(out_shape=shape) != 0
+        valid = _valid(src, info, info.alpha_band, pixels, out_shape=shape)
     except (RasterioError, OSError) as error:
         raise TileError(
             f"cannot read {Path(info.path).name}: {error}; geoseg check tells more"
         ) from error
-    if pixels.dtype.kind == "f":
-        valid &= np.isfinite(pixels).all(axis=0)
     return pixels, valid
 
 

@@ -19,6 +19,10 @@ from geoseg.records import BoolArray, IntArray
 _WHOLE = 0.9999
 """Share of weight from which on a pixel counts as wholly valid; rounding stays far above."""
 
+_ROWS = 32
+"""Grid rows resampled at once: their intermediates stay in the processor's cache (measured on three
+bands of 1,500 px a side: 30 Mpx/s at scale 1.14, against 12 in one piece; 21 against 7 at 2)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxisKernel:
@@ -32,12 +36,16 @@ class AxisKernel:
     @property
     def start(self) -> int:
         """First source pixel that is needed."""
-        return int(self.taps.min())
+        return int(self.taps[0, 0])
 
     @property
     def stop(self) -> int:
         """One past the last source pixel that is needed."""
-        return int(self.taps.max()) + 1
+        return int(self.taps[-1, -1]) + 1
+
+    def part(self, start: int, stop: int) -> AxisKernel:
+        """Return rows [start, stop) of this kernel."""
+        return AxisKernel(self.taps[start:stop], self.weights[start:stop])
 
 
 def axis_kernel(start: int, stop: int, source_length: int, grid_length: int) -> AxisKernel:
@@ -90,6 +98,22 @@ def resample(
     valid : (n, m) bool
         True where valid source pixels hold at least half of the weight.
     """
+    n, m = len(rows.taps), len(cols.taps)
+    out = np.empty((len(pixels), n, m), pixels.dtype)
+    out_valid = np.empty((n, m), np.bool_)
+    for start in range(0, n, _ROWS):
+        some = rows.part(start, min(start + _ROWS, n))
+        source = slice(some.start - rows.start, some.stop - rows.start)
+        part, part_valid = _resample_rows(pixels[:, source], valid[source], some, cols)
+        out[:, start : start + _ROWS] = part
+        out_valid[start : start + _ROWS] = part_valid
+    return out, out_valid
+
+
+def _resample_rows(
+    pixels: npt.NDArray[Any], valid: BoolArray, rows: AxisKernel, cols: AxisKernel
+) -> tuple[npt.NDArray[Any], BoolArray]:
+    """Resample few rows; shapes and values as `resample`."""
     # 8 and 16 bit values are exact in float32; wider ones need float64
     work = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
     mean = _apply(pixels.astype(work), rows, cols)

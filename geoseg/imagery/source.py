@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.windows import Window
 
 from geoseg.errors import OutputError, SourceError
 from geoseg.imagery.georef import ground_gsd_m
@@ -45,6 +47,11 @@ _PLAIN_PICTURES = (".png", ".jpg", ".jpeg")
 _FINGERPRINT_SAMPLES = 16
 _FINGERPRINT_BYTES = 16_384
 _FILE_SIDE_PX = 10_000_000
+_ALPHA_SAMPLES = 3
+_ALPHA_SAMPLE_PX = 64
+_ALPHA_SHARE = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[str, ...]:
@@ -204,7 +211,8 @@ def describe_raster(path: str | Path) -> RasterInfo:
     -------
     RasterInfo
         ``mask_kind`` is where GDAL would take validity from; ``alpha_band`` is set only if a band
-        is tagged as alpha.
+        is tagged as alpha and looks like one: GDAL tags the fourth of four bands so unless told
+        otherwise, and near infrared taken for alpha hides dark ground. A warning is logged then.
 
     Raises
     ------
@@ -217,6 +225,7 @@ def describe_raster(path: str | Path) -> RasterInfo:
         _check_pixels(path, src)
         wkt = str(src.crs.to_wkt())
         colors = tuple(c.name for c in src.colorinterp)
+        alpha_band = _alpha_band(path, src, colors)
         info = RasterInfo(
             path=str(Path(path).expanduser().absolute()),
             crs_wkt=wkt,
@@ -226,11 +235,11 @@ def describe_raster(path: str | Path) -> RasterInfo:
             bands=src.count,
             dtype=src.dtypes[0],
             nodata=None if src.nodata is None else float(src.nodata),
-            mask_kind=_mask_kind(src),
+            mask_kind=_mask_kind(src, alpha_band),
             block_shape=tuple(src.block_shapes[0]),
             gsd_m=ground_gsd_m(wkt, src.transform, src.width, src.height),
             fingerprint="",
-            alpha_band=colors.index("alpha") + 1 if "alpha" in colors else None,
+            alpha_band=alpha_band,
             colors=colors,
         )
     if not np.isfinite(info.gsd_m) or info.gsd_m <= 0:
@@ -290,11 +299,37 @@ def _check_pixels(path: str | Path, src: DatasetReader) -> None:
         )
 
 
-def _mask_kind(src: DatasetReader) -> str:
-    """Return where GDAL takes validity from."""
+def _alpha_band(path: str | Path, src: DatasetReader, colors: tuple[str, ...]) -> int | None:
+    """Return the band that is tagged as alpha and holds next to nothing but 0 and its maximum."""
+    if "alpha" not in colors:
+        return None
+    band = colors.index("alpha") + 1
+    side = _ALPHA_SAMPLE_PX
+    tops = np.linspace(0, max(src.height - side, 0), _ALPHA_SAMPLES).astype(int).tolist()
+    lefts = np.linspace(0, max(src.width - side, 0), _ALPHA_SAMPLES).astype(int).tolist()
+    size = (min(side, src.width), min(side, src.height))
+    try:
+        samples = [src.read(band, window=Window(x, y, *size)) for y in tops for x in lefts]
+    except (RasterioError, OSError):
+        # a damaged file is judged where damage is looked for
+        return band
+    values = np.concatenate([sample.ravel() for sample in samples])
+    inside = values[values != 0]
+    if not len(inside) or np.mean(inside == inside.max()) >= _ALPHA_SHARE:
+        return band
+    _log.warning(
+        "%s: band %d is tagged as alpha but holds an image; it is not used as a mask",
+        Path(path).name,
+        band,
+    )
+    return None
+
+
+def _mask_kind(src: DatasetReader, alpha_band: int | None) -> str:
+    """Return where validity comes from."""
     flags = src.mask_flag_enums[0]
     if MaskFlags.alpha in flags:
-        return "alpha"
+        return "none" if alpha_band is None else "alpha"
     if MaskFlags.nodata in flags:
         return "nodata"
     return "mask" if MaskFlags.per_dataset in flags else "none"
