@@ -13,13 +13,14 @@ from affine import Affine
 from pyproj.exceptions import CRSError, ProjError
 
 from geoseg.errors import ConfigError, SourceError
-from geoseg.records import DoubleArray, GeometryArray, RasterInfo
+from geoseg.records import DoubleArray, GeometryArray, IntArray, RasterInfo
 
 NATIVE_TOLERANCE = 0.02
 """A requested GSD this close to the raster's own (as a share of it) means: no resampling."""
 
-_PLANE_EXTENT_M = 2_000.0
-"""Polygons up to this size are measured in an equal-area plane, larger ones edge by edge."""
+_PLANE_EXTENT_M = 500.0
+"""Polygons up to this size / (1 + tan(latitude)) are measured in an equal-area plane, larger ones
+edge by edge: a geodesic bends in that plane by its length squared times tan(latitude)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +190,9 @@ def geodesic_area_perimeter(
 ) -> tuple[DoubleArray, DoubleArray]:
     """Measure polygons on the ellipsoid, holes subtracted.
 
-    Polygons up to 2 km are measured in the ellipsoid's equal-area cylinder (exact but for the
-    bend of an edge: under 1e-6 of the area), all at once; larger ones edge by edge along
-    geodesics, as `pyproj.Geod` does. The antimeridian is no border.
+    Small polygons (up to 230 m at 50 degrees) are measured in the ellipsoid's equal-area cylinder
+    all at once, exact but for the bend of an edge, some 1e-6 of the area; larger ones one by one
+    along geodesics, as `pyproj.Geod` does. The antimeridian is no border.
 
     Parameters
     ----------
@@ -224,7 +225,7 @@ def geodesic_area_perimeter(
         raise SourceError(f"some polygons do not lie on the earth by {_crs(crs_wkt).name}")
     geod = _geod(crs_wkt)
     areas = _plane_areas(lonlat, xy, owner, geod)
-    for i in np.flatnonzero(_extent_m(xy, owner, len(lonlat)) > _PLANE_EXTENT_M):
+    for i in np.flatnonzero(_bend_m(xy, owner, len(lonlat)) > _PLANE_EXTENT_M):
         areas[i] = _geodesic_area(lonlat[i], geod)
     return areas, _perimeters(lonlat, geod)
 
@@ -240,18 +241,21 @@ def _perimeters(lonlat: GeometryArray, geod: pyproj.Geod) -> DoubleArray:
     return np.bincount(owner, weights=metres, minlength=len(lonlat)).astype(np.float64)
 
 
-def _extent_m(xy: DoubleArray, owner: np.ndarray, count: int) -> DoubleArray:
-    """Return the larger side of each geometry's bounds in lon/lat, metres, roughly (not less)."""
-    extent = np.zeros(count)
+def _bend_m(xy: DoubleArray, owner: IntArray, count: int) -> DoubleArray:
+    """Return the larger side of each geometry's bounds, metres, times 1 + tan(latitude)."""
+    bend = np.zeros(count)
     if len(xy):
         starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
         near = _unwrapped(xy, owner, count)
         span = np.maximum.reduceat(near, starts) - np.minimum.reduceat(near, starts)
-        extent[owner[starts]] = span.max(axis=1) * 111_700
-    return extent
+        # the pole itself is kept finite
+        latitude = np.deg2rad(np.minimum(np.abs(xy[starts, 1]), 89.99))
+        span[:, 0] *= np.cos(latitude)
+        bend[owner[starts]] = span.max(axis=1) * 111_700 * (1 + np.tan(latitude))
+    return bend
 
 
-def _unwrapped(xy: DoubleArray, owner: np.ndarray, count: int) -> DoubleArray:
+def _unwrapped(xy: DoubleArray, owner: IntArray, count: int) -> DoubleArray:
     """Return (lon, lat) relative to each geometry's first vertex, lon in [-180, 180)."""
     first = np.zeros((count, 2))
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
@@ -262,7 +266,7 @@ def _unwrapped(xy: DoubleArray, owner: np.ndarray, count: int) -> DoubleArray:
 
 
 def _plane_areas(
-    lonlat: GeometryArray, xy: DoubleArray, owner: np.ndarray, geod: pyproj.Geod
+    lonlat: GeometryArray, xy: DoubleArray, owner: IntArray, geod: pyproj.Geod
 ) -> DoubleArray:
     """Return areas in the cylinder that keeps the ellipsoid's areas (EPSG method 9835), m2."""
     if not len(xy):

@@ -121,7 +121,8 @@ class RasterReader:
         try:
             pixels = self._src.read(list(self._bands), window=window)
             valid = _valid(self._src, self._info, self._alpha_band, pixels, window=window)
-        except (RasterioError, OSError) as error:
+        except (RasterioError, OSError, IndexError) as error:
+            # IndexError: the file changed and has fewer bands now
             raise TileError(
                 f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {Path(self._info.path).name}: "
                 f"{error.__cause__ or error}; the file is damaged there: geoseg check tells more"

@@ -19,6 +19,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
@@ -286,6 +287,10 @@ def _check_pixels(path: str | Path, src: DatasetReader) -> None:
         raise SourceError(
             f"{path} is {src.width} x {src.height} px; at most {_FILE_SIDE_PX} px a side are read"
         )
+    if src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
+        raise SourceError(
+            f"{path} has 1-bit pixels: it is a mask, not imagery; give the image itself"
+        )
     if src.colorinterp[0] == ColorInterp.palette:
         raise SourceError(
             f"{path} has a palette: its pixels are indices, not colours; expand them first: "
@@ -293,10 +298,6 @@ def _check_pixels(path: str | Path, src: DatasetReader) -> None:
         )
     if np.dtype(src.dtypes[0]).kind == "c":
         raise SourceError(f"{path} has complex pixels; convert them to real ones first")
-    if src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
-        raise SourceError(
-            f"{path} has 1-bit pixels: it is a mask, not imagery; give the image itself"
-        )
 
 
 def _alpha_band(path: str | Path, src: DatasetReader, colors: tuple[str, ...]) -> int | None:
@@ -494,5 +495,6 @@ def to_cog(src: str | Path, dst: str | Path, **options: str | float | bool) -> N
     with open_raster(src) as reader:
         try:
             rasterio.shutil.copy(reader, Path(dst).absolute(), driver="COG", **(defaults | options))
-        except (RasterioError, OSError) as error:
+        # rasterio.shutil lets GDAL's own errors through
+        except (RasterioError, CPLE_BaseError, OSError) as error:
             raise OutputError(f"cannot write {dst}: {error}; check the folder and disk") from error
