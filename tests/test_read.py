@@ -56,10 +56,14 @@ def test_what_reaches_past_the_raster_is_invalid_and_zero(make_raster):
 
 
 def test_float64_is_read_as_float32(make_raster):
-    info = describe_raster(make_raster(dtype="float64", nodata=-1.7976931348623157e308))
+    stored = np.full((3, 9, 9), 0.25)
+    stored[:, 0, 0] = -1.7976931348623157e308
+    stored[:, 0, 1] = 1e200
+    info = describe_raster(make_raster(pixels=stored, nodata=-1.7976931348623157e308))
     pixels, valid = read_window(info, working_grid(info, None), Window(0, 0, 9, 9), RGB)
     assert pixels.dtype == np.float32
-    assert valid.all()
+    assert np.argwhere(~valid).tolist() == [[0, 0], [0, 1]]
+    assert set(np.unique(pixels)) == {0, 0.25}
 
 
 # --- validity ----------------------------------------------------------------------------------
@@ -228,6 +232,22 @@ def test_overviews_are_used_only_where_enough_reduction_is_left(make_raster):
             return reader._src.height
 
     assert [source_height(f) for f in (1, 2, 3.9, 4.01, 7.5, 8.1)] == [256, 256, 256, 128, 128, 64]
+
+
+@pytest.mark.parametrize("external_mask", [False, True])
+def test_a_mask_without_overviews_is_honoured(make_raster, external_mask):
+    mask = np.ones((256, 256), bool)
+    mask[:100] = False
+    path = make_raster(height=256, width=256, overviews=(2, 4))
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=not external_mask),
+        rasterio.open(path, "r+") as dst,
+    ):
+        dst.write_mask(mask)
+    info = describe_raster(path)
+    grid = working_grid(info, info.gsd_m * 4)
+    _, valid = read_window(info, grid, whole(grid), RGB)
+    assert np.array_equal(valid, np.repeat((np.arange(64) >= 25)[:, None], 64, axis=1))
 
 
 def test_a_cog_reads_as_its_source(make_raster, tmp_path):

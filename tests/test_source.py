@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_find_images_takes_files_folders_and_globs_once_and_sorted(make_raster, 
     assert find_images([tmp_path / "**" / "*.tiff"]) == (str(c),)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_find_images_keeps_a_broken_tiff_of_a_folder_but_not_a_photo(make_raster, tmp_path):
     good = make_raster("good.tif")
     broken = tmp_path / "broken.tif"
@@ -90,6 +92,7 @@ def test_open_raster_reads_bigtiff(make_raster):
         assert src.count == 3
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_vrt_that_calls_itself_tif_is_refused(tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_bytes(b"x" * 64)
@@ -99,6 +102,27 @@ def test_a_vrt_that_calls_itself_tif_is_refused(tmp_path):
         assert src.driver == "VRT"
     with pytest.raises(SourceError, match="is a VRT"), open_raster(path):
         pass
+
+
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".OVR"])
+def test_a_vrt_as_overview_or_mask_is_refused(make_raster, tmp_path, suffix):
+    path = make_raster(height=8, width=8)
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"x" * 64)
+    Path(f"{path}{suffix}").write_text(VRT.format(path=secret))
+    with pytest.raises(SourceError, match=r"is a VRT"):
+        describe_raster(path)
+    Path(f"{path}{suffix}").write_text("{}")
+    with pytest.raises(SourceError, match=r"not a raster"):
+        describe_raster(path)
+
+
+def test_overviews_named_in_the_metadata_are_refused(make_raster, tmp_path):
+    path = make_raster(height=8, width=8)
+    with rasterio.open(path, "r+") as dst:
+        dst.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "secret.vrt"))
+    with pytest.raises(SourceError, match="names another file as its overviews"):
+        describe_raster(path)
 
 
 def test_a_vrt_behind_leading_bytes_is_refused(tmp_path):
@@ -185,6 +209,7 @@ def test_alpha_of_few_values_is_alpha(make_raster, values):
     assert describe_raster(make_raster(pixels=pixels, alpha=4)).alpha_band == 4
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_describe_raster_refuses_what_has_no_place(make_raster, tmp_path):
     gcps = tmp_path / "gcps.tif"
     points = [GroundControlPoint(r, c, 10 + c, 50 - r) for r, c in ((0, 0), (0, 9), (9, 0))]

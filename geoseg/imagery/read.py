@@ -29,6 +29,9 @@ from geoseg.records import BoolArray, RasterInfo, Supertile, Tile, TileBatch
 _STRIP_PX = 4_000_000
 """Source pixels resampled at once; bounds memory (some 100 bytes a pixel for three bands)."""
 
+_MASK_PX = 16_000_000
+"""Mask pixels read at once where an overview's mask is sampled from the full one."""
+
 _OVERVIEW_REST = 2.0
 """An overview is used only if at least this much reduction is left for our own kernel: many
 overviews are made by nearest neighbour, and their aliasing is averaged out only then."""
@@ -50,9 +53,15 @@ class RasterReader:
     """An open raster, read window by window; made by `open_reader`."""
 
     def __init__(
-        self, src: DatasetReader, info: RasterInfo, grid: WorkingGrid, bands: Sequence[int]
+        self,
+        src: DatasetReader,
+        info: RasterInfo,
+        grid: WorkingGrid,
+        bands: Sequence[int],
+        full: DatasetReader | None = None,
     ) -> None:
         self._src = src
+        self._full = full
         self._info = info
         self._grid = grid
         self._bands = tuple(bands)
@@ -120,27 +129,51 @@ class RasterReader:
         window = Window(x0, y0, x1 - x0, y1 - y0)
         try:
             pixels = self._src.read(list(self._bands), window=window)
-            valid = _valid(self._src, self._info, self._alpha_band, pixels, window=window)
+            with np.errstate(over="ignore"):
+                # what float32 cannot hold becomes infinite, so invalid
+                pixels = pixels.astype(self._dtype, copy=False)
+            valid = _valid(self._info, pixels)
+            if self._info.mask_kind == "mask":
+                valid &= self._mask(window)
+            if self._alpha_band is not None:
+                valid &= self._src.read(self._alpha_band, window=window) != 0
         except (RasterioError, OSError, IndexError) as error:
             # IndexError: the file changed and has fewer bands now
             raise TileError(
                 f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {Path(self._info.path).name}: "
                 f"{error.__cause__ or error}; the file is damaged there: geoseg check tells more"
             ) from error
-        pixels = pixels.astype(self._dtype, copy=False)
         if not valid.all():
             pixels[:, ~valid] = 0
         return pixels, valid
 
+    def _mask(self, window: Window) -> BoolArray:
+        """Read the mask; at an overview it is sampled from the full mask.
 
-def _valid(
-    src: DatasetReader,
-    info: RasterInfo,
-    alpha_band: int | None,
-    pixels: npt.NDArray[Any],
-    **where: Window | tuple[int, int],
-) -> BoolArray:
-    """Return which pixels no declared source calls invalid; `where` as in rasterio's read."""
+        GDAL calls all of an overview valid if the mask has no overviews of its own, and does not
+        tell whether it has.
+        """
+        if self._full is None:
+            return np.asarray(self._src.read_masks(1, window=window) != 0)
+        factor_y = self._full.height / self._src.height
+        factor_x = self._full.width / self._src.width
+        top, left, height, width = window.row_off, window.col_off, window.height, window.width
+        # the middle of each overview pixel
+        rows = ((np.arange(top, top + height) + 0.5) * factor_y).astype(np.int64)
+        cols = ((np.arange(left, left + width) + 0.5) * factor_x).astype(np.int64)
+        x0, x1 = int(cols[0]), int(cols[-1]) + 1
+        step = max(1, int(_MASK_PX / (factor_y * (x1 - x0))))
+        out = np.empty((height, width), np.bool_)
+        for start in range(0, height, step):
+            some = rows[start : start + step]
+            y0, y1 = int(some[0]), int(some[-1]) + 1
+            mask = self._full.read_masks(1, window=Window(x0, y0, x1 - x0, y1 - y0))
+            out[start : start + step] = mask[some - y0][:, cols - x0] != 0
+        return out
+
+
+def _valid(info: RasterInfo, pixels: npt.NDArray[Any]) -> BoolArray:
+    """Return which pixels are finite and not nodata."""
     valid = np.ones(pixels.shape[1:], np.bool_)
     if pixels.dtype.kind == "f":
         valid &= np.isfinite(pixels).all(axis=0)
@@ -150,17 +183,14 @@ def _valid(
         # mask; -9999 never is one, and a single band of it would reach the network
         a_color = pixels.dtype.kind == "u" and info.nodata >= 0
         valid &= present.any(axis=0) if a_color else present.all(axis=0)
-    if info.mask_kind == "mask":
-        valid &= src.read_masks(1, **where) != 0
-    if alpha_band is not None:
-        valid &= src.read(alpha_band, **where) != 0
     return valid
 
 
 def _as_stored(nodata: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return nodata as a pixel would hold it; as it is, equal to none, where no pixel can."""
     if dtype.kind == "f":
-        return np.array(nodata).astype(dtype)
+        with np.errstate(over="ignore"):
+            return np.array(nodata).astype(dtype)
     limits = np.iinfo(dtype)
     if float(nodata).is_integer() and limits.min <= nodata <= limits.max:
         return np.array(int(nodata), dtype)
@@ -197,8 +227,8 @@ def open_reader(
         if level is None:
             yield RasterReader(src, info, grid, bands)
             return
-    with open_raster(info.path, overview_level=level) as src:
-        yield RasterReader(src, info, grid, bands)
+        with open_raster(info.path, overview_level=level) as overview:
+            yield RasterReader(overview, info, grid, bands, full=src)
 
 
 def _overview_level(src: DatasetReader, grid: WorkingGrid) -> int | None:
@@ -333,7 +363,11 @@ def _read_small(
     how = Resampling.average if shape != (info.height, info.width) else Resampling.nearest
     try:
         pixels = src.read(list(bands), out_shape=(len(bands), *shape), resampling=how)
-        valid = _valid(src, info, info.alpha_band, pixels, out_shape=shape)
+        valid = _valid(info, pixels)
+        if info.mask_kind == "mask":
+            valid &= src.read_masks(1, out_shape=shape) != 0
+        if info.alpha_band is not None:
+            valid &= src.read(info.alpha_band, out_shape=shape) != 0
     except (RasterioError, OSError) as error:
         raise TileError(
             f"cannot read {Path(info.path).name}: {error}; geoseg check tells more"

@@ -162,6 +162,7 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
         what = "is a folder, not a raster" if file.is_dir() else _missing(path)
         raise SourceError(f"{path}: {what}")
     driver = _driver(path, file)
+    _check_companions(path, file)
     options = {} if overview_level is None else {"overview_level": overview_level}
     try:
         with warnings.catch_warnings():
@@ -173,9 +174,24 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
             f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
         ) from error
     try:
+        if src.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+            raise SourceError(
+                f"{path} names another file as its overviews, which could be any file; copy the "
+                f"image without it: gdal_translate -co COPY_SRC_OVERVIEWS=NO {path} out.tif"
+            )
         yield src
     finally:
         src.close()
+
+
+def _check_companions(path: str | Path, file: Path) -> None:
+    """Refuse masks and overviews beside a file that are no TIFF: GDAL lets any driver open them."""
+    for suffix in (".ovr", ".msk", ".msk.ovr"):
+        for companion in {Path(f"{file}{suffix}"), Path(f"{file}{suffix.upper()}")}:
+            if companion.is_file() and _driver(companion, companion) != "GTiff":
+                raise SourceError(
+                    f"{companion} is not a TIFF; delete it, or give {path} a right one"
+                )
 
 
 def _driver(path: str | Path, file: Path) -> str:
