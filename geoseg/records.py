@@ -55,6 +55,8 @@ class RasterInfo:
     """Hash of the header, size and sampled bytes: changes when the file changes."""
     alpha_band: int | None = None
     """1-based band that holds alpha, if any."""
+    colors: tuple[str, ...] = ()
+    """(bands,) colour interpretation as GDAL names it: 'red', 'gray', 'alpha', 'undefined', ..."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,386 @@
+"""Read windows of the working grid: pixels in the raster's dtype and what is valid.
+
+A pixel is valid if no declared source says otherwise: nodata value, alpha band (unless it is read
+as a band), .msk file or internal mask, NaN or Inf. Invalid pixels are 0 in every band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from geoseg.errors import TileError
+from geoseg.imagery.georef import WorkingGrid, scaled_transform
+from geoseg.imagery.resample import axis_kernel, resample
+from geoseg.imagery.source import describe_raster, open_raster, select_bands
+from geoseg.records import BoolArray, RasterInfo, Supertile, Tile, TileBatch
+
+_STRIP_PX = 4_000_000
+"""Source pixels resampled at once; bounds memory (some 100 bytes a pixel for three bands)."""
+
+_MASK_PX = 16_000_000
+"""Mask pixels read at once where an overview's mask is sampled from the full one."""
+
+_OVERVIEW_REST = 2.0
+"""An overview is used only if at least this much reduction is left for our own kernel: many
+overviews are made by nearest neighbour, and their aliasing is averaged out only then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SupertilePixels:
+    """What one task reads."""
+
+    pixels: npt.NDArray[Any]
+    """(C, h, w) in the raster's dtype (float64 becomes float32); invalid pixels are 0."""
+    valid: BoolArray
+    """(h, w), True = use this pixel."""
+    window: Window
+    """Where it lies, grid px."""
+
+
+class RasterReader:
+    """An open raster, read window by window; made by `open_reader`."""
+
+    def __init__(
+        self,
+        src: DatasetReader,
+        info: RasterInfo,
+        grid: WorkingGrid,
+        bands: Sequence[int],
+        full: DatasetReader | None = None,
+    ) -> None:
+        self._src = src
+        self._full = full
+        self._info = info
+        self._grid = grid
+        self._bands = tuple(bands)
+        reads_alpha = info.alpha_band is None or info.alpha_band in self._bands
+        self._alpha_band = None if reads_alpha else info.alpha_band
+        self._dtype = np.dtype(np.float32 if info.dtype == "float64" else info.dtype)
+
+    def read(self, window: Window) -> tuple[npt.NDArray[Any], BoolArray]:
+        """Read one window.
+
+        Parameters
+        ----------
+        window : Window
+            Grid px, whole numbers; may reach past the grid on any side.
+
+        Returns
+        -------
+        pixels : (C, h, w) array
+            In the raster's dtype; 0 where invalid and outside the grid. A grid pixel has the same
+            value, bit for bit, in whatever window it is read.
+        valid : (h, w) bool
+            True = use this pixel.
+
+        Raises
+        ------
+        TileError
+            If the file cannot be read there; names rows and columns.
+        """
+        height, width = int(window.height), int(window.width)
+        pixels = np.zeros((len(self._bands), height, width), self._dtype)
+        valid = np.zeros((height, width), np.bool_)
+        top, left = int(window.row_off), int(window.col_off)
+        y0, y1 = max(top, 0), min(top + height, self._grid.height)
+        x0, x1 = max(left, 0), min(left + width, self._grid.width)
+        if y0 >= y1 or x0 >= x1:
+            return pixels, valid
+        for start, stop, part, use in self._strips(y0, y1, x0, x1):
+            rows, cols = slice(start - top, stop - top), slice(x0 - left, x1 - left)
+            pixels[:, rows, cols] = part
+            valid[rows, cols] = use
+        return pixels, valid
+
+    def _strips(
+        self, y0: int, y1: int, x0: int, x1: int
+    ) -> Iterator[tuple[int, int, npt.NDArray[Any], BoolArray]]:
+        """Yield (first row, end row, pixels, valid) of grid rows [y0, y1), columns [x0, x1)."""
+        source_height, source_width = self._src.height, self._src.width
+        grid = self._grid
+        if (source_height, source_width) == (grid.height, grid.width):
+            yield (y0, y1, *self._source_block(y0, y1, x0, x1))
+            return
+        cols = axis_kernel(x0, x1, source_width, grid.width)
+        source_rows = max(1, _STRIP_PX // (cols.stop - cols.start))
+        step = max(1, int(source_rows * grid.height / source_height))
+        for start in range(y0, y1, step):
+            stop = min(start + step, y1)
+            rows = axis_kernel(start, stop, source_height, grid.height)
+            block, valid = self._source_block(rows.start, rows.stop, cols.start, cols.stop)
+            yield (start, stop, *resample(block, valid, rows, cols))
+
+    def _source_block(
+        self, y0: int, y1: int, x0: int, x1: int
+    ) -> tuple[npt.NDArray[Any], BoolArray]:
+        """Read source pixels as they are stored; invalid ones become 0."""
+        window = Window(x0, y0, x1 - x0, y1 - y0)
+        try:
+            pixels = self._src.read(list(self._bands), window=window)
+            with np.errstate(over="ignore"):
+                # what float32 cannot hold becomes infinite, so invalid
+                pixels = pixels.astype(self._dtype, copy=False)
+            valid = _valid(self._info, pixels)
+            if self._info.mask_kind == "mask":
+                valid &= self._mask(window)
+            if self._alpha_band is not None:
+                valid &= self._src.read(self._alpha_band, window=window) != 0
+        except (RasterioError, OSError, IndexError) as error:
+            # IndexError: the file changed and has fewer bands now
+            raise TileError(
+                f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {Path(self._info.path).name}: "
+                f"{error.__cause__ or error}; the file is damaged there: geoseg check tells more"
+            ) from error
+        if not valid.all():
+            pixels[:, ~valid] = 0
+        return pixels, valid
+
+    def _mask(self, window: Window) -> BoolArray:
+        """Read the mask; at an overview it is sampled from the full mask.
+
+        GDAL calls all of an overview valid if the mask has no overviews of its own, and does not
+        tell whether it has.
+        """
+        if self._full is None:
+            return np.asarray(self._src.read_masks(1, window=window) != 0)
+        factor_y = self._full.height / self._src.height
+        factor_x = self._full.width / self._src.width
+        top, left, height, width = window.row_off, window.col_off, window.height, window.width
+        # the middle of each overview pixel
+        rows = ((np.arange(top, top + height) + 0.5) * factor_y).astype(np.int64)
+        cols = ((np.arange(left, left + width) + 0.5) * factor_x).astype(np.int64)
+        x0, x1 = int(cols[0]), int(cols[-1]) + 1
+        step = max(1, int(_MASK_PX / (factor_y * (x1 - x0))))
+        out = np.empty((height, width), np.bool_)
+        for start in range(0, height, step):
+            some = rows[start : start + step]
+            y0, y1 = int(some[0]), int(some[-1]) + 1
+            mask = self._full.read_masks(1, window=Window(x0, y0, x1 - x0, y1 - y0))
+            out[start : start + step] = mask[some - y0][:, cols - x0] != 0
+        return out
+
+
+def _valid(info: RasterInfo, pixels: npt.NDArray[Any]) -> BoolArray:
+    """Return which pixels are finite and not nodata."""
+    valid = np.ones(pixels.shape[1:], np.bool_)
+    if pixels.dtype.kind == "f":
+        valid &= np.isfinite(pixels).all(axis=0)
+    if info.nodata is not None and not np.isnan(info.nodata):
+        present = pixels != _as_stored(info.nodata, pixels.dtype)
+        # 0 or 255 in one band is a colour, so all bands must be nodata, as in GDAL's dataset
+        # mask; -9999 never is one, and a single band of it would reach the network
+        a_color = pixels.dtype.kind == "u" and info.nodata >= 0
+        valid &= present.any(axis=0) if a_color else present.all(axis=0)
+    return valid
+
+
+def _as_stored(nodata: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return nodata as a pixel would hold it; as it is, equal to none, where no pixel can."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.array(nodata).astype(dtype)
+    limits = np.iinfo(dtype)
+    if float(nodata).is_integer() and limits.min <= nodata <= limits.max:
+        return np.array(int(nodata), dtype)
+    return np.array(nodata)
+
+
+@contextmanager
+def open_reader(
+    info: RasterInfo, grid: WorkingGrid, bands: Sequence[int]
+) -> Iterator[RasterReader]:
+    """Open a raster once, to read many windows of its working grid.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        Of the raster.
+    grid : WorkingGrid
+        From `geoseg.imagery.georef.working_grid`.
+    bands : sequence of int
+        1-based, in the wanted order.
+
+    Yields
+    ------
+    RasterReader
+        For one thread; closed at the end of the block.
+
+    Raises
+    ------
+    SourceError
+        If the file does not open any more.
+    """
+    with open_raster(info.path) as src:
+        level = _overview_level(src, grid)
+        if level is None:
+            yield RasterReader(src, info, grid, bands)
+            return
+        with open_raster(info.path, overview_level=level) as overview:
+            yield RasterReader(overview, info, grid, bands, full=src)
+
+
+def _overview_level(src: DatasetReader, grid: WorkingGrid) -> int | None:
+    """Return the coarsest overview that leaves enough reduction to our own kernel."""
+    scale = min(grid.scale_x, grid.scale_y)
+    levels = [i for i, factor in enumerate(src.overviews(1)) if scale / factor >= _OVERVIEW_REST]
+    return max(levels, key=lambda i: src.overviews(1)[i], default=None)
+
+
+def read_window(
+    info: RasterInfo, grid: WorkingGrid, window: Window, bands: Sequence[int]
+) -> tuple[npt.NDArray[Any], BoolArray]:
+    """Open a raster and read one window; see `RasterReader.read`.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        Of the raster.
+    grid : WorkingGrid
+        From `geoseg.imagery.georef.working_grid`.
+    window : Window
+        Grid px, whole numbers; may reach past the grid.
+    bands : sequence of int
+        1-based, in the wanted order.
+
+    Returns
+    -------
+    pixels : (C, h, w) array
+        In the raster's dtype (float64 becomes float32); 0 where invalid.
+    valid : (h, w) bool
+        True = use this pixel.
+
+    Raises
+    ------
+    SourceError
+        If the file does not open.
+    TileError
+        If it cannot be read there.
+    """
+    with open_reader(info, grid, bands) as reader:
+        return reader.read(window)
+
+
+def read_supertile(
+    info: RasterInfo, grid: WorkingGrid, supertile: Supertile, bands: Sequence[int]
+) -> SupertilePixels:
+    """Read all pixels of a supertile at once; parameters and errors as `read_window`."""
+    pixels, valid = read_window(info, grid, supertile.window, bands)
+    return SupertilePixels(pixels, valid, supertile.window)
+
+
+def cut_tiles(
+    pixels: npt.NDArray[Any], valid: BoolArray, supertile: Supertile, tiles: Sequence[Tile]
+) -> TileBatch:
+    """Cut tiles out of the pixels of their supertile.
+
+    Parameters
+    ----------
+    pixels : (C, h, w) array
+        Of ``supertile.window``.
+    valid : (h, w) bool
+        Of ``supertile.window``.
+    supertile : Supertile
+        That holds the tiles.
+    tiles : sequence of Tile
+        At least one; all windows have one size.
+
+    Returns
+    -------
+    TileBatch
+        Own copies, in the order of `tiles`.
+    """
+    top, left = int(supertile.window.row_off), int(supertile.window.col_off)
+    cuts = []
+    for tile in tiles:
+        row, col = int(tile.window.row_off) - top, int(tile.window.col_off) - left
+        height, width = int(tile.window.height), int(tile.window.width)
+        cuts.append((slice(row, row + height), slice(col, col + width)))
+    return TileBatch(
+        pixels=np.stack([pixels[:, rows, cols] for rows, cols in cuts]),
+        valid=np.stack([valid[rows, cols] for rows, cols in cuts]),
+    )
+
+
+def read_overview(path: str | Path, max_px: int) -> tuple[npt.NDArray[np.uint8], Affine, BoolArray]:
+    """Read a whole raster, small, as a picture.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file on this machine.
+    max_px : int
+        Longest side of the picture, px; at least 1. A smaller raster keeps its size.
+
+    Returns
+    -------
+    rgb : (h, w, 3) uint8
+        Grey where the raster has fewer than three bands. uint8 is as stored, other types are
+        stretched between the 2nd and 98th percentile of each band's valid pixels; 0 where invalid.
+    transform : Affine
+        Maps (col, row) of the picture to the CRS.
+    valid : (h, w) bool
+        True = use this pixel.
+
+    Raises
+    ------
+    SourceError
+        If the raster cannot be used.
+    TileError
+        If it cannot be read.
+    """
+    info = describe_raster(path)
+    colors = info.bands - (info.alpha_band is not None)
+    bands = select_bands(info, None, 3 if colors >= 3 else 1)
+    shrink = max(1.0, max(info.height, info.width) / max_px)
+    height = max(1, round(info.height / shrink))
+    width = max(1, round(info.width / shrink))
+    with open_raster(path) as src:
+        pixels, valid = _read_small(src, info, bands, (height, width))
+    if pixels.dtype != np.uint8:
+        pixels = _stretch(pixels, valid)
+    pixels[:, ~valid] = 0
+    rgb = np.moveaxis(np.broadcast_to(pixels, (3, height, width)), 0, -1)
+    transform = scaled_transform(info.transform, info.width / width, info.height / height)
+    return np.ascontiguousarray(rgb), transform, valid
+
+
+def _read_small(
+    src: DatasetReader, info: RasterInfo, bands: tuple[int, ...], shape: tuple[int, int]
+) -> tuple[npt.NDArray[Any], BoolArray]:
+    """Read all of the raster at a small size; GDAL takes overviews by itself."""
+    how = Resampling.average if shape != (info.height, info.width) else Resampling.nearest
+    try:
+        pixels = src.read(list(bands), out_shape=(len(bands), *shape), resampling=how)
+        valid = _valid(info, pixels)
+        if info.mask_kind == "mask":
+            valid &= src.read_masks(1, out_shape=shape) != 0
+        if info.alpha_band is not None:
+            valid &= src.read(info.alpha_band, out_shape=shape) != 0
+    except (RasterioError, OSError) as error:
+        raise TileError(
+            f"cannot read {Path(info.path).name}: {error}; geoseg check tells more"
+        ) from error
+    return pixels, valid
+
+
+def _stretch(pixels: npt.NDArray[Any], valid: BoolArray) -> npt.NDArray[np.uint8]:
+    """Map each band's 2nd to 98th percentile to 0 to 255."""
+    out = np.zeros(pixels.shape, np.uint8)
+    for band, target in zip(pixels, out, strict=True):
+        if valid.any():
+            low, high = np.percentile(band[valid].astype(np.float64), (2, 98))
+            scaled = (band[valid].astype(np.float64) - low) / max(high - low, 1e-9)
+            target[valid] = np.clip(np.rint(scaled * 255), 0, 255).astype(np.uint8)
+    return out
