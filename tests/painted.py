@@ -38,7 +38,14 @@ class Scene:
     @property
     def pixels(self) -> np.ndarray:
         """(2, H, W) uint16: what `PaintedDetector` reads."""
-        return np.stack([self.ids % ID_MODULUS, self.classes]).astype(np.uint16)
+        return self.crop(Window(0, 0, self.ids.shape[1], self.ids.shape[0]))
+
+    def crop(self, window: Window) -> np.ndarray:
+        """Return the pixels (2, h, w) of a window, 0 past the raster."""
+        y, x, h, w = (int(v) for v in (window.row_off, window.col_off, window.height, window.width))
+        part = np.stack([self.ids[y : y + h, x : x + w] % ID_MODULUS, self.classes[y : y + h, x : x + w]])
+        room = ((0, 0), (0, h - part.shape[1]), (0, w - part.shape[2]))
+        return np.pad(part.astype(np.uint16), room)
 
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
         """Return each object's exact area as rows of pixels joined, and its class index."""
@@ -304,12 +311,7 @@ def resample(mask: np.ndarray, size: int) -> np.ndarray:
 
 def detect_tile(scene: Scene, tile: Tile, detector: PaintedDetector, tile_row: int, **kwargs) -> Fragments:
     """Run the detector on one window of a scene and vectorize what it finds."""
-    y, x = int(tile.window.row_off), int(tile.window.col_off)
-    h, w = int(tile.window.height), int(tile.window.width)
-    pixels = np.zeros((2, h, w), np.uint16)
-    part = scene.pixels[:, y : y + h, x : x + w]
-    pixels[:, : part.shape[1], : part.shape[2]] = part
-    (found,) = detector(pixels[None])
+    (found,) = detector(scene.crop(tile.window)[None])
     return vectorize(found, tile, tile_row=tile_row, raster_shape=scene.shape, **kwargs)
 
 
