@@ -225,9 +225,13 @@ class PaintedDetector:
         self.seed = seed
 
     def __call__(self, tiles: np.ndarray) -> list[Instances]:
-        return [self._one(pixels) for pixels in np.asarray(tiles)]
+        return [self.find(pixels) for pixels in np.asarray(tiles)]
 
-    def _one(self, pixels: np.ndarray) -> Instances:
+    def find(self, pixels: np.ndarray, cut_sides: Sequence[bool] = (True,) * 4) -> Instances:
+        """Find what one window shows; ``cut_sides`` (left, top, right, bottom) cut objects off.
+
+        A side that is the raster's own edge cuts nothing off: there is no more to see.
+        """
         rng = np.random.default_rng([self.seed, zlib.crc32(np.ascontiguousarray(pixels[:2]).tobytes())])
         found = []
         for mask, box, label in pieces(pixels):
@@ -235,9 +239,9 @@ class PaintedDetector:
             if not self.disturb:
                 found.append((mask, box, label, score))
                 continue
-            found.append((*disturbed(mask, box, pixels.shape[1:], rng), label, score))
+            found.append((*disturbed(mask, box, pixels.shape[1:], cut_sides, rng), label, score))
             if max(mask.shape) >= 30 and rng.random() < 0.1:
-                twin_mask, twin_box = disturbed(mask, box, pixels.shape[1:], rng)
+                twin_mask, twin_box = disturbed(mask, box, pixels.shape[1:], cut_sides, rng)
                 found.append((twin_mask, jitter(twin_box, rng, 4.0, 0.06), label, score * 0.9))
         found = [f for f in found if f[0].size and f[1][2] > f[1][0] and f[1][3] > f[1][1]]
         if not found:
@@ -273,18 +277,25 @@ def jitter(box: np.ndarray, rng: np.random.Generator, most_px: float, share: flo
     return box + rng.uniform(-1, 1, 4) * np.minimum(most_px, share * side)
 
 
-def disturbed(mask: np.ndarray, box: np.ndarray, shape: tuple[int, int], rng: np.random.Generator):
+def disturbed(
+    mask: np.ndarray,
+    box: np.ndarray,
+    shape: tuple[int, int],
+    cut_sides: Sequence[bool],
+    rng: np.random.Generator,
+):
     """Return a mask and box as a network errs: short or inflated at a cut, box sides off."""
     height, width = shape
     box = box.copy()
     for axis, (low, high, limit) in enumerate([(0, 2, width), (1, 3, height)]):
         extent = box[high] - box[low]
-        at_low, at_high = box[low] <= 0, box[high] >= limit
+        at_low = cut_sides[low] and box[low] <= 0
+        at_high = cut_sides[high] and box[high] >= limit
         if at_low == at_high:
             continue
         if extent < 12 and rng.random() < 0.5:
             # a sliver taken for a small whole object: stretched away from the cut
-            box[high if at_low else low] += extent * rng.uniform(0.3, 1.0) * (1 if at_low else -1)
+            box[high if at_low else low] += extent * rng.uniform(0.3, 1.5) * (1 if at_low else -1)
             continue
         short = int(rng.uniform(0, min(0.2 * extent, 10)))
         if short:
@@ -311,7 +322,10 @@ def resample(mask: np.ndarray, size: int) -> np.ndarray:
 
 def detect_tile(scene: Scene, tile: Tile, detector: PaintedDetector, tile_row: int, **kwargs) -> Fragments:
     """Run the detector on one window of a scene and vectorize what it finds."""
-    (found,) = detector(scene.crop(tile.window)[None])
+    window, (height, width) = tile.window, scene.shape
+    right, bottom = window.col_off + window.width, window.row_off + window.height
+    sides = (window.col_off > 0, window.row_off > 0, right < width, bottom < height)
+    found = detector.find(scene.crop(window), sides)
     return vectorize(found, tile, tile_row=tile_row, raster_shape=scene.shape, **kwargs)
 
 
