@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -43,7 +44,9 @@ class Scene:
     def crop(self, window: Window) -> np.ndarray:
         """Return the pixels (2, h, w) of a window, 0 past the raster."""
         y, x, h, w = (int(v) for v in (window.row_off, window.col_off, window.height, window.width))
-        part = np.stack([self.ids[y : y + h, x : x + w] % ID_MODULUS, self.classes[y : y + h, x : x + w]])
+        part = np.stack(
+            [self.ids[y : y + h, x : x + w] % ID_MODULUS, self.classes[y : y + h, x : x + w]]
+        )
         room = ((0, 0), (0, h - part.shape[1]), (0, w - part.shape[2]))
         return np.pad(part.astype(np.uint16), room)
 
@@ -80,7 +83,12 @@ class Painter:
     def paint(self, mask: np.ndarray, x: int, y: int, *, label: int | None = None) -> bool:
         """Paint a mask with its corner at (x, y), clipped; False where there is no room."""
         height, width = self.ids.shape
-        y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + len(mask), height), min(x + mask.shape[1], width)
+        y0, x0, y1, x1 = (
+            max(y, 0),
+            max(x, 0),
+            min(y + len(mask), height),
+            min(x + mask.shape[1], width),
+        )
         mask = mask[y0 - y : max(y1 - y, 0), x0 - x : max(x1 - x, 0)]
         # a shape that the raster's edge cuts in two or leaves a sliver of is no fair truth
         if mask.size == 0 or mask.sum() < 12 or ndimage.label(mask, np.ones((3, 3)))[1] != 1:
@@ -90,7 +98,9 @@ class Painter:
             return False
         self.count += 1
         self.ids[where][mask] = self.count
-        self.classes[where][mask] = 1 + (int(self.rng.integers(len(CLASSES))) if label is None else label)
+        self.classes[where][mask] = 1 + (
+            int(self.rng.integers(len(CLASSES))) if label is None else label
+        )
         wide = np.s_[max(y0 - GAP_PX, 0) : y1 + GAP_PX, max(x0 - GAP_PX, 0) : x1 + GAP_PX]
         near = ndimage.binary_dilation(self.ids[wide] == self.count, np.ones((3, 3)), GAP_PX)
         self.taken[wide] |= near
@@ -156,7 +166,9 @@ def diagonal(length: int, thickness: int, rise: float = 1.0) -> np.ndarray:
     return mask
 
 
-def blob_scene(seed: int, *, size: int = 1100, count: int = 400, large: int = 6, small_px=(5, 45)) -> Scene:
+def blob_scene(
+    seed: int, *, size: int = 1100, count: int = 400, large: int = 6, small_px=(5, 45)
+) -> Scene:
     """Hundreds of blobs of 5 to 45 px, six of 150 to 420 px, three classes, gaps of 2 px."""
     rng = np.random.default_rng(seed)
     painter = Painter(size, size, rng)
@@ -185,7 +197,9 @@ def shape_scene(seed: int, *, size: int = 1100, count: int = 200, thin: bool = F
     return painter.scene()
 
 
-def square_tiles(height: int, width: int, tile_size: int, overlap: int, shift: int = 0) -> list[Tile]:
+def square_tiles(
+    height: int, width: int, tile_size: int, overlap: int, shift: int = 0
+) -> list[Tile]:
     """Cut a raster into square windows; the last shifts inwards, cores meet in mid-overlap.
 
     ``shift`` moves the first inner window by some px, for tests that move the grid.
@@ -198,7 +212,7 @@ def square_tiles(height: int, width: int, tile_size: int, overlap: int, shift: i
         while starts[-1] + tile_size < length:
             starts.append(min(nxt, length - tile_size))
             nxt += stride
-        seams = [(a + tile_size + b) // 2 for a, b in zip(starts, starts[1:], strict=False)]
+        seams = [(a + tile_size + b) // 2 for a, b in pairwise(starts)]
         edges = [0, *seams, length]
         return [(s, edges[i], edges[i + 1]) for i, s in enumerate(starts)]
 
@@ -232,7 +246,9 @@ class PaintedDetector:
 
         A side that is the raster's own edge cuts nothing off: there is no more to see.
         """
-        rng = np.random.default_rng([self.seed, zlib.crc32(np.ascontiguousarray(pixels[:2]).tobytes())])
+        rng = np.random.default_rng(
+            [self.seed, zlib.crc32(np.ascontiguousarray(pixels[:2]).tobytes())]
+        )
         found = []
         for mask, box, label in pieces(pixels):
             score = rng.uniform(0.7, 1.0)
@@ -263,7 +279,7 @@ def pieces(pixels: np.ndarray):
     for value, where in enumerate(ndimage.find_objects(ids), start=1):
         if where is None:
             continue
-        parts, count = ndimage.label(ids[where] == value, np.ones((3, 3)))
+        parts, _ = ndimage.label(ids[where] == value, np.ones((3, 3)))
         label = int(pixels[1][where][parts > 0][0]) - 1
         for k, part in enumerate(ndimage.find_objects(parts), start=1):
             y, x = where[0].start + part[0].start, where[1].start + part[1].start
@@ -320,7 +336,9 @@ def resample(mask: np.ndarray, size: int) -> np.ndarray:
     return np.clip(along(along(mask).T).T, 0, 1).astype(np.float32)
 
 
-def detect_tile(scene: Scene, tile: Tile, detector: PaintedDetector, tile_row: int, **kwargs) -> Fragments:
+def detect_tile(
+    scene: Scene, tile: Tile, detector: PaintedDetector, tile_row: int, **kwargs
+) -> Fragments:
     """Run the detector on one window of a scene and vectorize what it finds."""
     window, (height, width) = tile.window, scene.shape
     right, bottom = window.col_off + window.width, window.row_off + window.height
@@ -331,7 +349,9 @@ def detect_tile(scene: Scene, tile: Tile, detector: PaintedDetector, tile_row: i
 
 def detect(scene: Scene, tiles: Sequence[Tile], detector: PaintedDetector) -> Fragments:
     """Return the fragments of all tiles."""
-    return Fragments.concatenate([detect_tile(scene, t, detector, row) for row, t in enumerate(tiles)])
+    return Fragments.concatenate(
+        [detect_tile(scene, t, detector, row) for row, t in enumerate(tiles)]
+    )
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,8 @@ def seen(thing, tiles, label=0, score=0.9):
     """Return what an exact detector shows of one polygon: its pieces in each window."""
     rows = []
     for k, tile in enumerate(tiles):
-        for part in shapely.get_parts(shapely.intersection(thing, as_box(tile.window))):
-            if part.area > 0:
-                rows.append((part, k, label, score))
+        parts = shapely.get_parts(shapely.intersection(thing, as_box(tile.window)))
+        rows += [(part, k, label, score) for part in parts if part.area > 0]
     return rows
 
 
@@ -137,7 +136,9 @@ def test_more_seeds(seed, size, overlap):
         for detector in EXACT + DISTURBED:
             verdict = painted.judge(scene, stitch(painted.detect(scene, tiles, detector), tiles))
             wrong = verdict.missed + verdict.extra
-            assert wrong <= (0.01 * verdict.truth if detector.disturb else 0), detector_name(detector)
+            assert wrong <= (0.01 * verdict.truth if detector.disturb else 0), detector_name(
+                detector
+            )
 
 
 @pytest.mark.parametrize("shift", [7, 31])
@@ -207,7 +208,7 @@ def test_stitching_supertile_by_supertile_is_stitching_at_once(
     unsettled = Fragments.concatenate(rest)
     parts.append(stitch(unsettled, tiles, **options))
     assert same(pooled(parts), expected)
-    assert 0 < len(unsettled)
+    assert len(unsettled) > 0
     if block > 1 and not class_agnostic:
         assert len(unsettled) < len(fragments)
 
@@ -401,7 +402,12 @@ def test_stitching_stitched_objects_changes_nothing(scenes):
     n = len(once)
     again = stitch(
         Fragments(
-            once.polygons, once.scores, once.labels, np.zeros(n, int), np.zeros(n, bool), once.touches_edge
+            once.polygons,
+            once.scores,
+            once.labels,
+            np.zeros(n, int),
+            np.zeros(n, bool),
+            once.touches_edge,
         ),
         [Tile((0, 0), whole, whole)],
     )
@@ -415,7 +421,7 @@ def test_errors_say_what_to_do():
         stitch(fragments, [])
     with pytest.raises(ConfigError, match="iou_threshold is 0"):
         stitch(fragments, PAIR, iou_threshold=0)
-    with pytest.raises(ConfigError, match="ios_threshold is 1.5"):
+    with pytest.raises(ConfigError, match=r"ios_threshold is 1\.5"):
         stitch(fragments, PAIR, ios_threshold=1.5)
 
 
@@ -437,5 +443,7 @@ def test_square_tiles_cores_partition_the_raster():
     hits = np.zeros((700, 900), int)
     for tile in painted.square_tiles(700, 900, 256, 64):
         core = tile.core
-        hits[core.row_off : core.row_off + core.height, core.col_off : core.col_off + core.width] += 1
+        hits[
+            core.row_off : core.row_off + core.height, core.col_off : core.col_off + core.width
+        ] += 1
     assert (hits == 1).all()

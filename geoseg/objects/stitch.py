@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -242,7 +243,7 @@ def _lay_out(fragments: Fragments, tiles: Sequence[Tile]) -> _Scene:
 def _content_order(fragments: Fragments, windows: DoubleArray) -> IntArray:
     """Return an order of the rows that depends on what they hold alone."""
     bounds = shapely.bounds(fragments.polygons).reshape(-1, 4)
-    columns = [
+    columns: list[npt.NDArray[Any]] = [
         fragments.labels,
         *bounds.T,
         shapely.area(fragments.polygons),
@@ -309,7 +310,7 @@ def _within(bounds: DoubleArray, boxes: DoubleArray) -> BoolArray:
     return np.asarray(inside.all(axis=1))
 
 
-def _rank(*keys: npt.NDArray[np.number]) -> IntArray:
+def _rank(*keys: npt.NDArray[Any]) -> IntArray:
     """Return the place of each row when sorted by the keys, the first weighing most."""
     place = np.empty(len(keys[0]), np.int64)
     place[np.lexsort(keys[::-1])] = np.arange(len(place))
@@ -481,4 +482,4 @@ def _in_order(objects: Objects) -> Objects:
     """Sort objects by class, then place."""
     bounds = shapely.bounds(objects.polygons).reshape(-1, 4)
     area = shapely.area(objects.polygons)
-    return objects.take(np.lexsort([objects.scores, area, *bounds.T[::-1], objects.labels]))
+    return objects.take(np.argsort(_rank(objects.labels, *bounds.T, area, objects.scores)))

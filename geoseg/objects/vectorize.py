@@ -6,8 +6,7 @@ are mapped to grid px. Nothing is ever pasted into an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +96,7 @@ def vectorize(
     keep = shapely.area(polygons) >= max(min_area_px, 1e-9)
     # ^ an empty polygon has area 0: nothing empty passes even at min_area_px = 0
     rows, polygons, reach = rows[keep], polygons[keep], reach[keep]
-    cells = np.array([np.shape(instances.masks[r])[::-1] for r in rows]).reshape(-1, 2)
+    cells = np.array([np.shape(instances.masks[r])[::-1] for r in rows.tolist()]).reshape(-1, 2)
     cut, at_edge = _edges(polygons, reach, sides[rows] / cells, tile, raster_shape)
     return Fragments(
         polygons=polygons,
@@ -152,7 +151,7 @@ def _trace_all(
     ring_lengths: list[IntArray] = []
     rings_per_row: list[int] = []
     rows: list[int] = []
-    for row in np.flatnonzero((sides > 0).all(axis=1)):
+    for row in np.flatnonzero((sides > 0).all(axis=1)).tolist():
         mask = instances.masks[row]
         if np.max(mask) < threshold:
             continue
@@ -165,7 +164,7 @@ def _trace_all(
         points.append(rings)
         ring_lengths.append(lengths)
         rings_per_row.append(len(lengths))
-        rows.append(int(row))
+        rows.append(row)
     if not rows:
         return np.zeros(0, np.int64), np.zeros(0, object)
     lengths = np.concatenate(ring_lengths)
@@ -181,13 +180,15 @@ def _trace(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, IntAr
     generator = contour_generator(
         z=grid, fill_type=FillType.OuterOffset, line_type=LineType.Separate, name="serial"
     )
-    outlines, offsets = generator.filled(level, np.inf)
+    # OuterOffset: for each outline its vertices, and where its holes start among them
+    found = cast("tuple[list[DoubleArray], list[IntArray]]", generator.filled(level, np.inf))
+    outlines, offsets = found
     areas = [_net_area(p, o) for p, o in zip(outlines, offsets, strict=True)]
     if not areas:
         return np.zeros((0, 2)), np.zeros(0, np.int64)
     best = int(np.argmax(areas))
     # vertex 0 of the padded grid is the centre of the ring's cell: half a cell outside
-    return (outlines[best] - 0.5) / repeat, np.diff(offsets[best].astype(np.int64))
+    return (outlines[best] - 0.5) / repeat, np.ediff1d(offsets[best]).astype(np.int64)
 
 
 def _net_area(points: DoubleArray, offsets: IntArray) -> float:
@@ -207,7 +208,7 @@ def _place(
     tile: Tile,
     raster_shape: tuple[int, int],
 ) -> tuple[GeometryArray, DoubleArray]:
-    """Move polygons to grid px and clip them; return them with the bounds they and their boxes reach."""
+    """Move polygons to grid px and clip them; return also the bounds of polygon and box joined."""
     offset = np.array([tile.window.col_off, tile.window.row_off], np.float64)
     polygons = shapely.transform(polygons, lambda xy: xy + offset)
     boxes = instances.boxes[rows].astype(np.float64) + np.tile(offset, 2)
@@ -265,11 +266,11 @@ def _clip_to_data(polygons: GeometryArray, valid: BoolArray, tile: Tile) -> Geom
     return _largest_valid_part(polygons)
 
 
-def _outline_of_invalid(invalid: BoolArray, offset: Sequence[float] | DoubleArray) -> Any:
+def _outline_of_invalid(invalid: BoolArray, offset: DoubleArray) -> shapely.Geometry:
     """Return the area of the pixels marked, along pixel edges, in grid px."""
     found = rasterio.features.shapes(invalid.astype(np.uint8), mask=invalid, connectivity=4)
     area = shapely.union_all([shape(outline) for outline, _ in found])
-    return shapely.transform(area, lambda xy: xy + np.asarray(offset))
+    return shapely.transform(area, lambda xy: xy + offset)
 
 
 def _edges(
