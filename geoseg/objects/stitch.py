@@ -40,6 +40,9 @@ BEYOND_SHARE = 0.1
 COVERED_SHARE = 0.5
 """A loose piece with this share of its area on another object is a piece of that object."""
 
+OUTLINE_PX = 0.2
+"""Outlines are compared to this precision; the polygons handed back are untouched."""
+
 PAIR_CHUNK = 200_000
 """Pairs intersected at a time: bounds memory."""
 
@@ -179,7 +182,10 @@ class _Scene:
     fragments: Fragments
     order: IntArray
     """Row of each in the caller's record."""
+    outlines: GeometryArray
+    """The polygons with fewer vertices: what is compared."""
     area: DoubleArray
+    """Of the outlines, px."""
     bounds: DoubleArray
     window: DoubleArray
     """(n, 4) window of its tile."""
@@ -237,7 +243,17 @@ def _lay_out(fragments: Fragments, tiles: Sequence[Tile]) -> _Scene:
     gaps = np.concatenate([bounds[:, :2] - window[:, :2], window[:, 2:] - bounds[:, 2:]], axis=1)
     # where core and window end together nothing continues: an edge of the raster
     depth = np.where(core == window, np.inf, gaps).min(axis=1, initial=np.inf)
-    return _Scene(ordered, order, shapely.area(ordered.polygons), bounds, window, core, depth)
+    outlines = _fewer_vertices(ordered.polygons)
+    return _Scene(ordered, order, outlines, shapely.area(outlines), bounds, window, core, depth)
+
+
+def _fewer_vertices(polygons: GeometryArray) -> GeometryArray:
+    """Return polygons within `OUTLINE_PX` of the given ones, quicker to compare."""
+    light = shapely.simplify(polygons, OUTLINE_PX, preserve_topology=False)
+    broken = ~shapely.is_valid(light) | (shapely.area(light) < 0.9 * shapely.area(polygons))
+    # ^ slivers and thin lines may collapse
+    light[broken] = polygons[broken]
+    return np.asarray(light, object)
 
 
 def _content_order(fragments: Fragments, windows: DoubleArray) -> IntArray:
@@ -253,16 +269,16 @@ def _content_order(fragments: Fragments, windows: DoubleArray) -> IntArray:
     order = np.lexsort(columns[::-1])
     table = np.stack([c[order].astype(np.float64) for c in columns], axis=1)
     if not (table[1:] == table[:-1]).all(axis=1).any():
-        return order
+        return np.asarray(order, np.int64)
     # equal in all of the above: the vertices decide
     vertices = np.unique(shapely.to_wkb(fragments.polygons), return_inverse=True)[1]
-    return np.lexsort([vertices, *columns[::-1]])
+    return np.asarray(np.lexsort([vertices, *columns[::-1]]), np.int64)
 
 
 def _link(scene: _Scene, *, class_agnostic: bool) -> _Links:
     """Find the pairs that share ground; all rules look at these alone."""
-    polygons, labels = scene.fragments.polygons, scene.fragments.labels
-    a, b = shapely.STRtree(polygons).query(polygons).astype(np.int64)
+    labels = scene.fragments.labels
+    a, b = shapely.STRtree(scene.outlines).query(scene.outlines).astype(np.int64)
     ours = (a < b) & (class_agnostic | (labels[a] == labels[b]))
     order = np.lexsort([b[ours], a[ours]])
     a, b = a[ours][order], b[ours][order]
@@ -275,15 +291,18 @@ def _link(scene: _Scene, *, class_agnostic: bool) -> _Links:
 
 def _compare(scene: _Scene, a: IntArray, b: IntArray) -> _Links:
     """Measure how pairs agree in the area that both windows cover; keep the linked ones."""
-    polygons = scene.fragments.polygons
-    common = shapely.area(shapely.intersection(polygons[a], polygons[b]))
-    meet = common > 0
-    a, b, common = a[meet], b[meet], common[meet]
     shared = _overlap_boxes(scene.window[a], scene.window[b])
     area_a, area_b = _area_inside(scene, a, shared), _area_inside(scene, b, shared)
+    # most pairs of neighbours cannot share enough ground: their bounding boxes tell
+    both = _overlap_boxes(scene.bounds[a], scene.bounds[b])
+    most = np.minimum(_area_inside(scene, a, both), _area_inside(scene, b, both))
+    may = most >= 0.99 * LINK_SHARE * np.minimum(area_a, area_b)
+    a, b, area_a, area_b = a[may], b[may], area_a[may], area_b[may]
+    common = shapely.area(shapely.intersection(scene.outlines[a], scene.outlines[b]))
     # rounding may leave the clipped area a hair under the common one
-    ios = common / np.maximum(np.minimum(area_a, area_b), common)
-    iou = common / np.maximum(area_a + area_b - common, common)
+    smaller = np.maximum(np.minimum(area_a, area_b), common)
+    joint = np.maximum(area_a + area_b - common, common)
+    ios, iou = (np.divide(common, d, where=common > 0, out=common * 0) for d in (smaller, joint))
     same_tile = scene.fragments.tiles[a] == scene.fragments.tiles[b]
     links = _Links(a, b, same_tile, iou, ios, area_a >= area_b)
     return links.take(ios >= LINK_SHARE)
@@ -296,12 +315,46 @@ def _overlap_boxes(first: DoubleArray, second: DoubleArray) -> DoubleArray:
 
 
 def _area_inside(scene: _Scene, rows: IntArray, boxes: DoubleArray) -> DoubleArray:
-    """Return the area of polygons inside boxes, cutting only those that reach out."""
+    """Return the area of outlines inside boxes, cutting only those that reach out."""
     area = scene.area[rows]
-    out = ~_within(scene.bounds[rows], boxes)
-    cut = shapely.intersection(scene.fragments.polygons[rows[out]], shapely.box(*boxes[out].T))
-    area[out] = shapely.area(cut)
+    out = np.flatnonzero(~_within(scene.bounds[rows], boxes))
+    if len(out):
+        area[out] = _clipped_area(scene.outlines[rows[out]], boxes[out])
     return area
+
+
+def _clipped_area(polygons: GeometryArray, boxes: DoubleArray) -> DoubleArray:
+    """Return the area of each polygon inside its box without building the clipped polygon.
+
+    Green's theorem: the area is the integral of x, clamped to the box, over the steps in y that
+    lie in the box, along the outline. An order of magnitude faster than cutting with GEOS.
+    """
+    rings, owner = shapely.get_rings(polygons, return_index=True)
+    vertices, ring = shapely.get_coordinates(rings, return_index=True)
+    vertices = vertices - boxes[owner[ring], :2]
+    width, height = (boxes[:, 2:] - boxes[:, :2])[owner[ring]].T
+    inner = np.flatnonzero(ring[1:] == ring[:-1])
+    (x0, y0), (x1, y1) = vertices[inner].T, vertices[inner + 1].T
+    width, height = width[inner], height[inner]
+    # the part of each edge with y in the box
+    rise = y1 - y0
+    slope = np.divide(x1 - x0, rise, where=rise != 0, out=np.zeros_like(rise))
+    low, high = np.clip(y0, 0, height), np.clip(y1, 0, height)
+    from_x, to_x = x0 + (low - y0) * slope, x0 + (high - y0) * slope
+
+    def primitive(x: DoubleArray) -> DoubleArray:
+        inside = np.clip(x, 0, width)
+        return np.asarray(inside * inside / 2 + width * np.maximum(x - width, 0))
+
+    run = to_x - from_x
+    flat = np.abs(run) < 1e-6
+    mean_x = np.divide(primitive(to_x) - primitive(from_x), run, where=~flat, out=from_x.copy())
+    mean_x = np.where(flat, np.clip((from_x + to_x) / 2, 0, width), mean_x)
+    signed = np.bincount(ring[inner], mean_x * (high - low), minlength=len(rings))
+    shell = np.diff(owner, prepend=-1) != 0
+    # a ring's direction is free: shells add, holes take away
+    parts = np.where(shell, 1.0, -1.0) * np.abs(signed)
+    return np.asarray(np.bincount(owner, parts, minlength=len(polygons)), np.float64)
 
 
 def _within(bounds: DoubleArray, boxes: DoubleArray) -> BoolArray:
@@ -383,7 +436,7 @@ def _whole_members(
     inner = scene.window[member] + np.array([1, 1, -1, -1]) * MARGIN_PX
     doubt = whole[member] & ~_within(scene.bounds[partner], inner)
     member, partner, inner = member[doubt], partner[doubt], inner[doubt]
-    polygons = scene.fragments.polygons
+    polygons = scene.outlines
     outside = shapely.difference(polygons[partner], shapely.box(*inner.T))
     beyond = shapely.area(shapely.difference(outside, polygons[member]))
     whole[member[beyond > BEYOND_SHARE * scene.area[member]]] = False
@@ -408,9 +461,8 @@ def _assemble(
     """Choose or build one polygon for each component."""
     fragments = scene.fragments
     rows = np.flatnonzero(alive)
-    order = rows[
-        np.lexsort([-fragments.scores[rows], -scene.depth[rows], ~whole[rows], component[rows]])
-    ]
+    rank = _rank(component[rows], ~whole[rows], -scene.depth[rows], -fragments.scores[rows])
+    order = rows[np.argsort(rank)]
     starts = np.flatnonzero(np.diff(component[order], prepend=-1))
     head = order[starts]
     # ^ the best whole member where there is one
@@ -424,7 +476,7 @@ def _assemble(
         polygons[k] = _union(fragments.polygons[members])
         scores[k] = np.average(fragments.scores[members], weights=scene.area[members])
         votes = np.bincount(fragments.labels[members], scene.area[members])
-        labels[k], n_parts[k] = np.argmax(votes), len(members)
+        labels[k], n_parts[k] = int(np.argmax(votes)), len(members)
         complete[k] = _continued(scene, members, shapely.bounds(polygons[k]))
     at_edge = np.where(whole[head], fragments.at_edge[head], at_edge)
     in_core = ~_apart(scene.bounds, scene.core)

@@ -120,8 +120,8 @@ def _check(tile: Tile, threshold: float, valid: BoolArray | None) -> None:
         )
 
 
-def _prepare_grid(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, float, int]:
-    """Pad a mask for tracing; return the grid, its level and how often each cell is repeated.
+def _prepare_grid(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, float, int, bool]:
+    """Pad a mask; return the grid, its level, the repeats of each cell, and if it is yes/no.
 
     The ring around the mask is mirrored about the level, so that the outline of an object that
     fills its box runs along the box, however sure the network is there.
@@ -129,7 +129,8 @@ def _prepare_grid(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray
     grid = np.asarray(mask, np.float64)
     repeat = 1
     inside = grid >= threshold
-    if bool(((grid == 0) | (grid == 1)).all()):
+    hard = bool(((grid == 0) | (grid == 1)).all())
+    if hard:
         # a yes/no mask has its edge at the cell's edge, whatever the threshold
         threshold = 0.5
         if np.count_nonzero(inside) < SMALL_MASK_CELLS:
@@ -140,7 +141,7 @@ def _prepare_grid(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray
     outer[1:-1, 1:-1] = False
     padded = np.where(outer & (padded > threshold), 2 * threshold - padded, padded)
     # a hair below the level: cells that touch at a corner stay one piece, and their area is right
-    return padded, threshold * (1 - 1e-6), repeat
+    return padded, threshold * (1 - 1e-6), repeat, hard
 
 
 def _trace_all(
@@ -176,7 +177,7 @@ def _trace_all(
 
 def _trace(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, IntArray]:
     """Return the vertices, in cells of the mask, and ring lengths of the mask's largest piece."""
-    grid, level, repeat = _prepare_grid(mask, threshold)
+    grid, level, repeat, hard = _prepare_grid(mask, threshold)
     generator = contour_generator(
         z=grid, fill_type=FillType.OuterOffset, line_type=LineType.Separate, name="serial"
     )
@@ -188,7 +189,11 @@ def _trace(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, IntAr
         return np.zeros((0, 2)), np.zeros(0, np.int64)
     best = int(np.argmax(areas))
     # vertex 0 of the padded grid is the centre of the ring's cell: half a cell outside
-    return (outlines[best] - 0.5) / repeat, np.ediff1d(offsets[best]).astype(np.int64)
+    vertices = np.clip((outlines[best] - 0.5) / repeat, 0, np.shape(mask)[::-1])
+    if hard:
+        # exactly between cells, not the hair outside that the lowered level leaves
+        vertices = np.round(vertices * 4) / 4
+    return vertices, np.ediff1d(offsets[best]).astype(np.int64)
 
 
 def _net_area(points: DoubleArray, offsets: IntArray) -> float:
