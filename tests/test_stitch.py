@@ -9,7 +9,7 @@ import shapely
 from rasterio.windows import Window
 
 from geoseg.errors import ConfigError, TileError
-from geoseg.objects.stitch import interaction_components, split_settled, stitch
+from geoseg.objects.stitch import _clipped_area, interaction_components, split_settled, stitch
 from geoseg.records import Fragments, Objects, Tile
 
 GRIDS = [(512, 128), (320, 48), (256, 64)]
@@ -423,6 +423,25 @@ def test_errors_say_what_to_do():
         stitch(fragments, PAIR, iou_threshold=0)
     with pytest.raises(ConfigError, match=r"ios_threshold is 1\.5"):
         stitch(fragments, PAIR, ios_threshold=1.5)
+
+
+def test_clipped_areas_agree_with_geos():
+    rng = np.random.default_rng(0)
+    polygons = []
+    for k in range(300):
+        centre, radius = shapely.Point(rng.uniform(0, 1000, 2)), rng.uniform(3, 40)
+        polygon = centre.buffer(radius)
+        if k % 2:
+            polygon = polygon.difference(centre.buffer(radius / 2))
+        if k % 3 == 0:
+            # whole px: edges on the box's sides, and upright ones
+            polygon = shapely.box(*np.round(polygon.bounds))
+        polygons.append(polygon.reverse() if k % 5 == 0 else polygon)
+    low = np.round(shapely.bounds(polygons)[:, :2] + rng.uniform(-30, 30, (300, 2)))
+    boxes = np.concatenate([low, low + rng.integers(1, 60, (300, 2))], axis=1)
+    expected = shapely.area(shapely.intersection(polygons, shapely.box(*boxes.T)))
+    assert np.count_nonzero(expected) > 150
+    assert np.abs(_clipped_area(np.array(polygons), boxes) - expected).max() < 1e-8
 
 
 # -- the painted detector itself --------------------------------------------------------------
