@@ -1,1 +1,4 @@
-"""From instances to objects: vectorize, stitch, count, compare, evaluate. Pure: no files, no torch, no dask."""
+"""From instances to objects: vectorize, stitch, count, compare, evaluate.
+
+Pure: no files, no torch, no dask.
+"""
