@@ -1,1 +1,153 @@
-"""Settings of a run: one table per stage, with units and ranges."""
+"""Settings of a run, and job files that hold them."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from geoseg.errors import ConfigError
+
+DEFAULT_TILE_SIZE = 768
+"""Tile side where neither user nor detector says one, px."""
+DEFAULT_OVERLAP = 192
+"""Overlap where neither user nor detector says one, px."""
+DEFAULT_SUPERTILE_PX = 3072
+"""Side of what one task reads on a CPU, px: some 30 MB of pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectSettings:
+    """Everything that `geoseg detect` can be told; None means: the model card's or a default."""
+
+    images: tuple[str, ...]
+    """Files, folders or globs."""
+    output: Path | None = None
+    """GeoPackage, GeoParquet, FlatGeobuf or GeoJSON; None keeps the result in memory."""
+    model: str = "buildings"
+    """Name of a shipped model or path of a ``.safetensors`` file."""
+    detector: str | None = None
+    """``package.module:factory`` of the user's own detector, instead of a model."""
+    tile_size: int | None = None
+    """Side of a tile, px of the working grid; 32 to 8192."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; 0 <= overlap < tile_size."""
+    min_score: float | None = None
+    """Score threshold, in [0, 1]."""
+    gsd: float | str | None = None
+    """Working metres per pixel, or 'native'."""
+    bidx: tuple[int, ...] | None = None
+    """1-based bands in the order that the model wants."""
+    aoi: Path | None = None
+    """Vector file; only objects inside it are looked for."""
+    regions: Path | None = None
+    """Vector file of polygons to count in."""
+    workers: int | None = None
+    """Worker processes; None: one per physical core. 1 runs in this process."""
+    device: str = "auto"
+    """'auto', 'cpu' or 'cuda'."""
+    supertile_size: int | None = None
+    """Side of what one task reads, px of the working grid."""
+    run_dir: Path | None = None
+    """Where parts, log and manifest go; None: beside the output."""
+    overwrite: bool = False
+    """Replace an existing output, and a run directory of other settings."""
+    dst_crs: str | None = None
+    """CRS of the output; None: the first image's."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ConfigError("no images named; give files, folders or globs")
+        _check_range("--tile-size", self.tile_size, 32, 8192)
+        _check_range("--min-score", self.min_score, 0, 1)
+        _check_range("--workers", self.workers, 1, 1024)
+        _check_range("--supertile-size", self.supertile_size, 32, 65536)
+        if self.overlap is not None and self.overlap < 0:
+            raise ConfigError(f"--overlap is {self.overlap}; expected 0 or more")
+        if isinstance(self.gsd, str) and self.gsd != "native":
+            raise ConfigError(f"--gsd is '{self.gsd}'; expected native or metres per pixel")
+        if isinstance(self.gsd, int | float) and not 0.001 <= self.gsd <= 1000:
+            raise ConfigError(f"--gsd is {self.gsd}; expected 0.001 to 1000 metres per pixel")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+
+
+def _check_range(option: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ConfigError(f"{option} is {value}; expected {low} to {high}")
+
+
+_PATHS = ("output", "aoi", "regions", "run_dir")
+
+
+def read_job(path: Path) -> DetectSettings:
+    """Read a job file: one ``[detect]`` table whose keys are the options of `geoseg detect`.
+
+    Relative paths mean: relative to the folder of the job file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no TOML, or has an unknown key or a value of the wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; name a job file (TOML)") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    if unknown := sorted(set(table) - {"detect"}):
+        raise ConfigError(f"{path}: unknown table [{unknown[0]}]; expected [detect]")
+    if not isinstance(table.get("detect"), dict):
+        raise ConfigError(
+            f"{path} has no [detect] table; its keys are the options of geoseg detect"
+        )
+    return settings_from(table["detect"], path)
+
+
+def settings_from(values: Mapping[str, Any], path: Path) -> DetectSettings:
+    """Build settings from a job file's table; see `read_job`."""
+    known = {field.name: str(field.type) for field in fields(DetectSettings)}
+    out: dict[str, Any] = {}
+    for given, value in values.items():
+        key = given.replace("-", "_")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown key '{given}' in [detect]; {hint}")
+        out[key] = _typed(path, key, value, known[key])
+    folder = path.parent
+    if "images" in out:
+        out["images"] = tuple(str(folder / image) for image in out["images"])
+    return DetectSettings(**({"images": ()} | out))
+
+
+def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
+    """Return a TOML value as the field wants it, or say what was expected."""
+    wrong = ConfigError(
+        f"{path}: {key} = {value!r} in [detect]; expected {annotation.removesuffix(' | None')}"
+    )
+    if key == "images":
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+            raise wrong
+        return values
+    if key in _PATHS:
+        if not isinstance(value, str):
+            raise wrong
+        return path.parent / value
+    if key == "bidx":
+        if not isinstance(value, list) or not all(type(v) is int for v in value):
+            raise wrong
+        return tuple(value)
+    allowed: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "str": (str,)}
+    head = annotation.split(" ")[0]
+    types = (int, float) if head == "float" else allowed[head]
+    if key == "gsd":
+        types = (int, float, str)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise wrong
+    return value

@@ -150,6 +150,31 @@ def polygons_to_crs(
     return _as_array(shapely.transform(_as_array(polygons), lambda xy: xy @ matrix.T + offset))
 
 
+def polygons_to_pixels(
+    polygons: GeometryArray | Sequence[shapely.Geometry],
+    src_wkt: str,
+    dst_wkt: str,
+    transform: Affine,
+) -> GeometryArray:
+    """Bring polygons of any CRS into the pixels of a grid.
+
+    Parameters
+    ----------
+    polygons : sequence of geometry
+        In CRS `src_wkt`.
+    src_wkt, dst_wkt : str
+        CRS of the polygons and of the grid.
+    transform : Affine
+        Maps grid (col, row) to CRS `dst_wkt`.
+
+    Returns
+    -------
+    ndarray of geometry
+        Same length, grid px.
+    """
+    return polygons_to_crs(reproject_polygons(polygons, src_wkt, dst_wkt), ~transform)
+
+
 def reproject_polygons(
     polygons: GeometryArray | Sequence[shapely.Geometry], src_wkt: str, dst_wkt: str
 ) -> GeometryArray:

@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from geoseg.errors import LabelError
-from geoseg.imagery.georef import crs_to_pixels, working_grid
+from geoseg.imagery.georef import polygons_to_pixels, working_grid
 from geoseg.imagery.read import read_window
 from geoseg.imagery.source import describe_raster, select_bands
 from geoseg.records import BoolArray, GeometryArray, IntArray
@@ -77,9 +77,7 @@ def _part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geo
     )
 
 
-def load_site(
-    folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]
-) -> Site:
+def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]) -> Site:
     """Read one site of a training file into memory.
 
     Parameters
@@ -107,12 +105,16 @@ def load_site(
     name = str(table.get("name", Path(info.path).stem))
 
     aoi = shapely.union_all(
-        crs_to_pixels(aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid)
+        polygons_to_pixels(
+            aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
+        )
     )
     aoi = shapely.intersection(
         _part_of(aoi, table.get("aoi_part")), shapely.box(0, 0, grid.width, grid.height)
     )
-    polygons = crs_to_pixels(labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid)
+    polygons = polygons_to_pixels(
+        labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
+    )
     polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
     keep = shapely.area(polygons) > 0
     if not keep.any():
@@ -206,9 +208,12 @@ class ChipSampler:
         """Draw the (2, 3) map from chip px to site px."""
         half = self.chip_px / 2
         if rng.random() < 0.5:
-            centre = shapely.get_coordinates(
-                shapely.centroid(site.polygons[rng.integers(len(site.polygons))])
-            )[0] + rng.uniform(-0.6, 0.6, 2) * half
+            centre = (
+                shapely.get_coordinates(
+                    shapely.centroid(site.polygons[rng.integers(len(site.polygons))])
+                )[0]
+                + rng.uniform(-0.6, 0.6, 2) * half
+            )
         else:
             x0, y0, x1, y1 = shapely.bounds(site.aoi)
             centre = rng.uniform((x0, y0), (x1, y1))
@@ -256,7 +261,9 @@ def _resample(site: Site, matrix: npt.NDArray[np.float64], size: int) -> tuple[T
     corners = corners + matrix[:, 2]
     height, width = site.valid.shape
     left, top = np.clip(np.floor(corners.min(0)).astype(int) - 1, 0, (width - 1, height - 1))
-    right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 1, (left + 1, top + 1), (width, height))
+    right, bottom = np.clip(
+        np.ceil(corners.max(0)).astype(int) + 1, (left + 1, top + 1), (width, height)
+    )
     crop = torch.from_numpy(site.pixels[:, top:bottom, left:right].astype(np.float32) / 255)
     inside = torch.from_numpy(site.valid[top:bottom, left:right].astype(np.float32))
     centres = np.arange(size) + 0.5

@@ -107,7 +107,9 @@ def read_training_file(path: Path) -> TrainingFile:
     if "architecture" in train:
         train["architecture"] = Architecture.from_dict(train["architecture"])
     if "augmentation" in train:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in train["augmentation"].items()}
+        values = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in train["augmentation"].items()
+        }
         train["augmentation"] = Augmentation(**values)
     train |= {k: tuple(v) for k, v in train.items() if isinstance(v, list)}
     try:
@@ -143,7 +145,10 @@ def _batches(
 
 
 def _losses(
-    model: MaskRCNN, batch: list[tuple[Tensor, dict[str, Tensor]]], device: torch.device, mixed: bool
+    model: MaskRCNN,
+    batch: list[tuple[Tensor, dict[str, Tensor]]],
+    device: torch.device,
+    mixed: bool,
 ) -> dict[str, Tensor]:
     """Return torchvision's five losses on one batch, without its resize."""
     pixels = torch.stack([chip for chip, _ in batch]).to(device)
@@ -268,12 +273,22 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
     job = read_training_file(path)
     settings = job.settings
     run_dir.mkdir(parents=True, exist_ok=True)
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else
-                         "cpu" if device == "auto" else device)
+    where = torch.device(
+        "cuda"
+        if device == "auto" and torch.cuda.is_available()
+        else "cpu"
+        if device == "auto"
+        else device
+    )
     sites = [load_site(path.parent, t, settings.gsd_m, settings.classes) for t in job.sites]
     for site in sites:
-        log.info("site %s: %s px, %d labels, weight %g", site.name, site.valid.shape,
-                 len(site.polygons), site.weight)
+        log.info(
+            "site %s: %s px, %d labels, weight %g",
+            site.name,
+            site.valid.shape,
+            len(site.polygons),
+            site.weight,
+        )
     sampler = ChipSampler(sites, settings.chip_px, settings.seed, settings.augmentation)
     model = _initial_model(settings).to(where, memory_format=torch.channels_last)
     mean = copy.deepcopy(model).eval()
@@ -301,7 +316,9 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
         for name, value in losses.items():
             shown[name] = 0.98 * shown.get(name, value.item()) + 0.02 * value.item()
         if step % 20 == 0:
-            _report(run_dir, step, settings.steps, shown, (time.monotonic() - begun) / (step - first))
+            _report(
+                run_dir, step, settings.steps, shown, (time.monotonic() - begun) / (step - first)
+            )
         if step % settings.checkpoint_every == 0 or step == last:
             _save_checkpoint(run_dir / CHECKPOINT, step, model, mean, optimizer)
         if step == last:
@@ -354,9 +371,7 @@ def _save_checkpoint(
     private.replace(path)
 
 
-def _resume(
-    path: Path, model: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+def _resume(path: Path, model: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)

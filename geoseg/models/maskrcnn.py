@@ -85,7 +85,10 @@ class PyramidBackbone(nn.Module):
 
         try:
             self.body = timm.create_model(
-                architecture.backbone, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
+                architecture.backbone,
+                pretrained=False,
+                features_only=True,
+                out_indices=(1, 2, 3, 4),
             )
         except RuntimeError as error:
             raise ModelError(

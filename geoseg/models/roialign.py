@@ -21,7 +21,9 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 
-def _linear_taps(start: Tensor, length: Tensor, cells: int, samples: int, size: int) -> tuple[Tensor, Tensor]:
+def _linear_taps(
+    start: Tensor, length: Tensor, cells: int, samples: int, size: int
+) -> tuple[Tensor, Tensor]:
     """Return pixel indices and weights (R, cells, 2 * samples) of samples along one axis."""
     steps = (torch.arange(cells * samples, dtype=torch.float32) + 0.5) / (cells * samples)
     at = start[:, None] + steps * length[:, None]

@@ -1,0 +1,145 @@
+"""Parts: the finished result of one supertile, one GeoParquet file, published by a rename.
+
+A part holds the supertile's final objects, the fragments that wait for the pass across seams,
+and what happened there. It is finished if it exists under its key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+
+from geoseg.records import Fragments, IntArray, Objects
+
+_GEO = json.dumps(
+    {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        # null: pixels of the working grid, no place on the earth
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": [], "crs": None}},
+    }
+).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PartSummary:
+    """What happened in one supertile; travels back to the driver and into the part."""
+
+    image: int
+    """Index of the image in the run."""
+    index: tuple[int, int]
+    """(row, col) of the supertile."""
+    status: str
+    """'done', 'empty' (no object), 'nodata', 'outside' (of the AOI) or 'failed'."""
+    tiles: int = 0
+    """Tiles of the supertile."""
+    tiles_run: int = 0
+    """Tiles that the detector saw."""
+    saturated: tuple[tuple[int, int], ...] = ()
+    """Tiles that reached a cap of the detector and may have left objects out."""
+    objects: int = 0
+    """Objects that are final here; those at seams come later."""
+    fragments: int = 0
+    """Detections, before stitching."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Per stage: read, detect, vectorize, stitch."""
+    peak_mb: float = 0.0
+    """Largest resident memory of the worker so far."""
+    imaged: str = ""
+    """WKT of the valid area inside the core, grid px, on a coarse raster; empty: none."""
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What a part file holds."""
+
+    summary: PartSummary
+    settled: Objects
+    """Final objects, grid px."""
+    waiting: Fragments
+    """Fragments that other supertiles may have seen too; ``tiles`` counts rows of `tile_index`."""
+    tile_index: IntArray
+    """(k, 2) row and col of the tiles that `waiting` refers to."""
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Write a part to a private name, flush it to the disk and publish it by a rename."""
+    settled, waiting = part.settled, part.waiting
+    n, m = len(settled), len(waiting)
+    tiles = part.tile_index[waiting.tiles] if m else np.zeros((0, 2), np.int64)
+    none, blank = np.zeros(m, np.int64), np.zeros((n, 2), np.int64)
+    columns: dict[str, Any] = {
+        "settled": np.repeat([True, False], [n, m]),
+        "score": np.concatenate([settled.scores, waiting.scores]).astype(np.float32),
+        "label": np.concatenate([settled.labels, waiting.labels]).astype(np.int64),
+        "n_parts": np.concatenate([settled.n_parts, none]).astype(np.int64),
+        "complete": np.concatenate([settled.complete, ~waiting.cut]).astype(bool),
+        "at_edge": np.concatenate([settled.touches_edge, waiting.at_edge]).astype(bool),
+        "tile_row": np.concatenate([blank, tiles])[:, 0],
+        "tile_col": np.concatenate([blank, tiles])[:, 1],
+        "geometry": shapely.to_wkb(np.concatenate([settled.polygons, waiting.polygons])),
+    }
+    table = pa.table(columns).replace_schema_metadata(
+        {b"geo": _GEO, b"geoseg": json.dumps(asdict(part.summary)).encode()}
+    )
+    private = path.with_name(f".{path.name}.{os.getpid()}")
+    with private.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    private.replace(path)
+
+
+def read_summary(path: Path) -> PartSummary:
+    """Read what happened, without the geometries."""
+    values = json.loads(pq.read_schema(path).metadata[b"geoseg"])
+    values["index"] = tuple(values["index"])
+    values["saturated"] = tuple(tuple(tile) for tile in values["saturated"])
+    return PartSummary(**values)
+
+
+def read_part(path: Path) -> Part:
+    """Read a part."""
+    table = pq.read_table(path)
+    column = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    polygons = np.asarray(shapely.from_wkb(column["geometry"]), dtype=object)
+    done = column["settled"].astype(bool)
+    wait = ~done
+    tile_index, rows = np.unique(
+        np.column_stack([column["tile_row"], column["tile_col"]])[wait], axis=0, return_inverse=True
+    )
+    return Part(
+        summary=read_summary(path),
+        settled=Objects(
+            polygons=polygons[done],
+            scores=column["score"][done],
+            labels=column["label"][done],
+            n_parts=column["n_parts"][done],
+            complete=column["complete"][done],
+            touches_edge=column["at_edge"][done],
+        ),
+        waiting=Fragments(
+            polygons=polygons[wait],
+            scores=column["score"][wait],
+            labels=column["label"][wait],
+            tiles=rows.reshape(-1).astype(np.int64),
+            cut=~column["complete"][wait],
+            at_edge=column["at_edge"][wait],
+        ),
+        tile_index=tile_index.astype(np.int64),
+    )
+
+
+def failed(summary: PartSummary, reason: str) -> PartSummary:
+    """Return the summary of a supertile that failed."""
+    return replace(summary, status="failed", reason=reason)

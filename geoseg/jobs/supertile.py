@@ -1,0 +1,245 @@
+"""The task of one worker: read a supertile, detect, vectorize, merge inside, write the part.
+
+A pure function of its record, apart from the part that it writes; the same under every executor.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from affine import Affine
+from rasterio.features import shapes
+from rasterio.windows import Window
+
+from geoseg.errors import TileError
+from geoseg.imagery.georef import WorkingGrid
+from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.read import cut_tiles, read_supertile
+from geoseg.jobs.parts import Part, PartSummary, read_summary, write_part
+from geoseg.models.detector import Detector, load_detector
+from geoseg.objects.stitch import split_settled, stitch
+from geoseg.objects.vectorize import vectorize
+from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
+
+_COARSE_PX = 16
+"""Cell of the raster on which the imaged area is traced, px."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """How a worker makes its detector; loaded once per process."""
+
+    model: str | None
+    """Path of a weights file, or None."""
+    factory: str | None
+    """``package.module:factory``, or None."""
+    given: Detector | None
+    """A detector handed over in Python, or None."""
+    device: str
+    """'auto', 'cpu' or 'cuda'."""
+    min_score: float
+    """Detections below are left out."""
+    threads: int
+    """CPU threads of the process."""
+
+    def load(self) -> Detector:
+        """Return the detector; the same one for the same spec within a process."""
+        return self.given if self.given is not None else _load(self)
+
+
+@lru_cache(maxsize=2)
+def _load(spec: DetectorSpec) -> Detector:
+    if spec.factory is not None:
+        return load_detector(spec.factory)
+    import torch
+
+    from geoseg.models.registry import load_model
+
+    torch.set_num_threads(spec.threads)
+    return load_model(str(spec.model), device=spec.device, min_score=spec.min_score)
+
+
+@dataclass(frozen=True, slots=True)
+class SupertileTask:
+    """Everything one worker needs for one supertile: plain values, no open files."""
+
+    image: int
+    info: RasterInfo
+    grid: WorkingGrid
+    tiles: TileGrid
+    index: tuple[int, int]
+    bands: tuple[int, ...]
+    detector: DetectorSpec
+    aoi_wkb: bytes | None
+    """Area of interest, grid px; None: everywhere."""
+    path: Path
+    """Where the part goes."""
+
+
+def run_supertile(task: SupertileTask) -> PartSummary:
+    """Run one supertile, unless its part exists.
+
+    Raises
+    ------
+    TileError
+        If reading fails or the detector breaks its protocol; the message names the place.
+    """
+    if task.path.is_file():
+        return read_summary(task.path)
+    supertile = task.tiles.supertile(*task.index)
+    clock: dict[str, float] = {}
+    aoi = None if task.aoi_wkb is None else shapely.from_wkb(task.aoi_wkb)
+    wanted = _tiles_in(supertile.tiles, aoi)
+    run: list[Tile] = []
+    saturated: list[tuple[int, int]] = []
+    fragments = Fragments.empty()
+    imaged = ""
+    if wanted:
+        with _timed(clock, "read"):
+            image = read_supertile(task.info, task.grid, supertile, task.bands)
+            imaged = _imaged_area(image.valid, supertile).wkt
+        batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
+        del image
+        seen = batch.valid.any(axis=(1, 2))
+        run = [tile for tile, use in zip(wanted, seen, strict=True) if use]
+        fragments = _detect(task, run, batch.pixels[seen], batch.valid[seen], clock, saturated)
+    with _timed(clock, "stitch"):
+        foreign = [tile.window for tile in task.tiles.neighbour_tiles(supertile)]
+        settled = split_settled(fragments, run, foreign)
+        objects = stitch(fragments.take(settled), run)
+    status = "outside" if not wanted else "nodata" if not run else "done"
+    if status == "done" and len(fragments) == 0:
+        status = "empty"
+    summary = PartSummary(
+        image=task.image,
+        index=task.index,
+        status=status,
+        tiles=len(supertile.tiles),
+        tiles_run=len(run),
+        saturated=tuple(saturated),
+        objects=len(objects),
+        fragments=len(fragments),
+        seconds={name: round(seconds, 3) for name, seconds in clock.items()},
+        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        imaged=imaged,
+    )
+    tile_index = np.array([tile.index for tile in run], np.int64).reshape(-1, 2)
+    write_part(task.path, Part(summary, objects, fragments.take(~settled), tile_index))
+    return summary
+
+
+def _detect(
+    task: SupertileTask,
+    tiles: Sequence[Tile],
+    pixels: Any,
+    valid: BoolArray,
+    clock: dict[str, float],
+    saturated: list[tuple[int, int]],
+) -> Fragments:
+    """Run the detector on all tiles and trace what it finds."""
+    if not tiles:
+        return Fragments.empty()
+    with _timed(clock, "load"):
+        detector = task.detector.load()
+    shape = (task.grid.height, task.grid.width)
+    # as many tiles at once as the detector's own batch, so that memory stays flat
+    step = int(getattr(detector, "batch", 4))
+    traced: list[Fragments] = []
+    for first in range(0, len(tiles), step):
+        chosen = tiles[first : first + step]
+        with _timed(clock, "detect"):
+            found = _call(detector, pixels[first : first + step], chosen)
+        with _timed(clock, "vectorize"):
+            for row, (tile, instances) in enumerate(zip(chosen, found, strict=True), first):
+                if instances.saturated:
+                    saturated.append(tile.index)
+                kept = _above(instances, task.detector.min_score)
+                traced.append(
+                    vectorize(kept, tile, tile_row=row, raster_shape=shape, valid=valid[row])
+                )
+    return Fragments.concatenate(traced)
+
+
+def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instances]:
+    """Call a detector that may be anybody's, and check what it returns."""
+    place = f"tiles {tiles[0].index} to {tiles[-1].index}, detect"
+    try:
+        found = detector(pixels)
+    except Exception as error:
+        raise TileError(f"{place}: the detector raised {error!r}") from error
+    if not isinstance(found, list) or len(found) != len(tiles):
+        raise TileError(
+            f"{place}: the detector returned {type(found).__name__} for {len(tiles)} tiles; "
+            "expected a list with one geoseg.Instances for each"
+        )
+    for instances in found:
+        if not isinstance(instances, Instances):
+            raise TileError(f"{place}: expected geoseg.Instances, got {type(instances).__name__}")
+        if len(instances) and instances.labels.max() >= len(detector.classes):
+            raise TileError(
+                f"{place}: label {instances.labels.max()} is out of range; the detector names "
+                f"{len(detector.classes)} classes"
+            )
+    return found
+
+
+def _above(instances: Instances, min_score: float) -> Instances:
+    keep = np.flatnonzero(instances.scores >= min_score)
+    if len(keep) == len(instances):
+        return instances
+    masks = instances.masks
+    return Instances(
+        boxes=instances.boxes[keep],
+        scores=instances.scores[keep],
+        labels=instances.labels[keep],
+        masks=masks[keep] if isinstance(masks, np.ndarray) else [masks[i] for i in keep],
+        saturated=instances.saturated,
+    )
+
+
+def _tiles_in(tiles: Sequence[Tile], aoi: shapely.Geometry | None) -> list[Tile]:
+    """Return the tiles whose windows meet the area of interest."""
+    if aoi is None:
+        return list(tiles)
+    shapely.prepare(aoi)
+    return [tile for tile in tiles if shapely.intersects(aoi, _box(tile.window))]
+
+
+def _box(window: Window) -> shapely.Polygon:
+    left, top = window.col_off, window.row_off
+    return shapely.box(left, top, left + window.width, top + window.height)
+
+
+def _imaged_area(valid: BoolArray, supertile: Supertile) -> shapely.Geometry:
+    """Trace where the core has pixels, on cells of `_COARSE_PX`, grid px."""
+    core, window = supertile.core, supertile.window
+    top, left = int(core.row_off - window.row_off), int(core.col_off - window.col_off)
+    inside = valid[top : top + int(core.height), left : left + int(core.width)]
+    if inside.all():
+        return _box(core)
+    rows, cols = (-(-n // _COARSE_PX) for n in inside.shape)
+    padded = np.zeros((rows * _COARSE_PX, cols * _COARSE_PX), bool)
+    padded[: inside.shape[0], : inside.shape[1]] = inside
+    share = padded.reshape(rows, _COARSE_PX, cols, _COARSE_PX).mean(axis=(1, 3))
+    cells = (share > 0.5).astype(np.uint8)
+    to_grid = Affine.translation(core.col_off, core.row_off) @ Affine.scale(_COARSE_PX)
+    outlines = [shapely.geometry.shape(s) for s, _ in shapes(cells, cells == 1, transform=to_grid)]
+    return shapely.intersection(shapely.union_all(outlines), _box(core))
+
+
+@contextmanager
+def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        clock[stage] = clock.get(stage, 0.0) + time.perf_counter() - begun
