@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from geoseg.records import BoolArray, DoubleArray, FloatArray
 from geoseg.scenes.noise import Rect
@@ -19,7 +19,7 @@ def ramp(values: FloatArray, low: float, high: float) -> FloatArray:
     return out
 
 
-def mix(base: FloatArray, other: Any, share: FloatArray) -> FloatArray:
+def mix(base: FloatArray, other: npt.ArrayLike, share: FloatArray) -> FloatArray:
     """Blend colours, (h, w, 3), by a share per pixel, (h, w)."""
     out: FloatArray = base + (np.asarray(other, np.float32) - base) * share[..., None]
     return out
@@ -67,6 +67,13 @@ def signed_distance(
     distance = np.sqrt(best)
     np.negative(distance, out=distance, where=inside)
     return distance, inside
+
+
+def _part(
+    values: FloatArray | np.float32 | float, there: tuple[slice, slice]
+) -> FloatArray | np.float32:
+    """Return a part of a patch, or the one value that holds everywhere."""
+    return values[there] if isinstance(values, np.ndarray) else np.float32(values)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,10 +132,10 @@ class Canvas:
         self,
         rect: Rect,
         alpha: FloatArray,
-        colour: Any,
+        colour: npt.ArrayLike,
         *,
-        light: Any = 1.0,
-        height: Any = None,
+        light: FloatArray | np.float32 | float = 1.0,
+        height: FloatArray | np.float32 | float | None = None,
     ) -> None:
         """Paint a patch.
 
@@ -151,10 +158,10 @@ class Canvas:
         target = self.colour[here]
         target += a[..., None] * ((tint[there] if tint.ndim == 3 else tint) - target)
         lit = self.light[here]
-        lit += a * ((light[there] if np.ndim(light) else np.float32(light)) - lit)
+        lit += a * (_part(light, there) - lit)
         if height is not None:
             top = self.height[here]
-            top += a * ((height[there] if np.ndim(height) else np.float32(height)) - top)
+            top += a * (_part(height, there) - top)
 
     def overlap(self, rect: Rect) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Return the common pixels of canvas and patch, as slices of each."""

@@ -40,14 +40,14 @@ def _paint_crown(canvas: Canvas, rect: Rect, tree: Tree, style: Style) -> None:
     far = np.sqrt(dx * dx + dy * dy) * np.float32(1 / r)
     clumps = layered(rect, gsd, (max(0.42 * r, 0.5), 0.55, 0.27), tree.key)
     lobes = field(rect, gsd, max(0.8 * r, 0.7), tree.key + 1)
-    edge = 0.92 + 0.45 * (lobes - 0.5) + 0.34 * (clumps - 0.5)
+    edge = 0.9 + 0.6 * (lobes - 0.5) + 0.4 * (clumps - 0.5)
     alpha = ramp((edge - far) * np.float32(r), -0.12, 0.16)
     dome = np.sqrt(np.clip(1.05 - far * far, 0, 1))
     tall = 0.9 + 1.35 * r
     bumps = np.float32(0.55 * r) * dome + np.float32(0.25 + 0.16 * r) * clumps
-    light = canvas.relief_light(bumps, 0.8)
+    light = canvas.relief_light(bumps, 0.75)
     deep = ramp(clumps, 0.12, 0.62)
-    tone = 0.5 + 0.62 * deep + 0.07 * grain(rect, tree.key + 2)
+    tone = 0.52 + 0.7 * deep + 0.11 * grain(rect, tree.key + 2)
     colour = _leaf_colour(tree, style) * tone[..., None]
     height = np.float32(tall) * (0.45 + 0.4 * dome) + bumps * 0.5
     canvas.blend(rect, alpha, colour, light=light, height=height)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import shapely
 
 from geoseg.records import DoubleArray
-from geoseg.scenes.style import Colour, Cover, Style
+from geoseg.scenes.style import CONCRETE, Colour, Cover, Style
 
 Wing = tuple[float, float, float, float]
 """Centre (u, v) and half sizes (along u, along v) of a roof's rectangle, metres."""
@@ -164,6 +164,31 @@ def place_house(
     return None
 
 
+def attach_annex(
+    house: House, ground: shapely.Polygon, style: Style, rng: np.random.Generator
+) -> list[House]:
+    """Lean a low tin roof against the long straight side of a house, wall to wall.
+
+    Returns
+    -------
+    list of House
+        One house, or none where it would leave the ground.
+    """
+    old = house.frame
+    half_u = old.half_u * float(rng.uniform(0.3, 1.0))
+    half_v = float(rng.uniform(0.9, 1.7))
+    at = np.array([[(old.half_u - half_u) * rng.choice([-1.0, 1.0]), -old.half_v - half_v]])
+    x, y = _to_world(at, old)[0].tolist()
+    frame = Frame(x, y, old.angle, half_u, half_v)
+    local, wings = _outline(frame, None)
+    ring = _to_world(local, frame)
+    if not ground.contains(shapely.Polygon(ring)):
+        return []
+    annex = _finish(ring, frame, wings, style, rng, dense=False, simple=True)
+    # its roof rises towards the house and ends under the eaves
+    return [replace(annex, roof="shed", hipped=False, eaves_m=2.1, pitch=0.12)]
+
+
 def _wants_l(size_m2: float, simple: bool, rng: np.random.Generator) -> bool:
     """Say whether a house gets an L-shaped outline."""
     return bool(not simple and size_m2 > 60 and rng.random() < 0.35)
@@ -219,7 +244,7 @@ def _pick_cover(style: Style, rng: np.random.Generator, simple: bool) -> Cover:
 def _vary(colour: Colour, rng: np.random.Generator, spread: float = 0.07) -> Colour:
     """Fade or darken a colour."""
     grey = sum(colour) / 3
-    fade = rng.uniform(0, 0.3)
+    fade = rng.uniform(0, 0.45)
     tone = 1 + rng.normal(0, spread)
     r, g, b = (float(np.clip((c + fade * (grey - c)) * tone, 0.06, 0.95)) for c in colour)
     return r, g, b
@@ -238,18 +263,22 @@ def _finish(
     """Choose roof, cover, height and fixtures for an outline."""
     cover = _pick_cover(style, rng, simple)
     if dense and rng.random() < style.flat_share:
-        cover = Cover("concrete", (0.60, 0.58, 0.55), 0.0, 1.0)
+        cover = CONCRETE
     flat = cover.material == "concrete"
     polygon = shapely.Polygon(ring)
     area = polygon.area
-    roof, hipped = _pick_roof(flat, simple, len(wings), area, cover.material, rng)
-    storeys = rng.integers(2, 5) if dense else (rng.integers(1, 4) if flat else 1)
+    roof, hipped = _pick_roof(cover.material, area, rng, simple=simple, wings=len(wings))
+    storeys = (
+        rng.choice(4, p=[0.25, 0.4, 0.27, 0.08]) + 1
+        if dense
+        else (rng.integers(1, 4) if flat else 1)
+    )
     if simple or (area < 30 and not dense):
         storeys = 1
     pitch = {"flat": 0.0, "shed": float(rng.uniform(0.04, 0.16))}.get(
         roof, float(rng.uniform(0.2, 0.55))
     )
-    base = _vary(cover.colour, rng)
+    base = _vary(cover.colour, rng, 0.15 if flat else 0.08)
     second = _vary((0.66, 0.63, 0.58), rng)
     if flat and rng.random() < 0.3:
         second = _vary(
@@ -278,10 +307,10 @@ def _finish(
 
 
 def _pick_roof(
-    flat: bool, simple: bool, wings: int, area_m2: float, material: str, rng: np.random.Generator
+    material: str, area_m2: float, rng: np.random.Generator, *, simple: bool, wings: int
 ) -> tuple[str, bool]:
     """Choose the roof's shape and whether its ends slope."""
-    if flat:
+    if material == "concrete":
         return "flat", False
     hipped = bool(rng.random() < (0.55 if material == "tile" else 0.25))
     if wings == 2:
@@ -328,12 +357,12 @@ def _furnish(
     for _ in range(int(rng.poisson(1.1))):
         radius = rng.uniform(0.45, 0.75)
         add("disc", radius, radius, 1.5, _TANKS[int(rng.integers(len(_TANKS)))])
-    for _ in range(int(rng.poisson(0.8))):
+    for _ in range(int(rng.poisson(0.3))):
         add("box", 1.0, 0.55, 0.35, (0.12, 0.15, 0.26))
     for _ in range(int(rng.poisson(1.5))):
         colour = _CLOTH[int(rng.integers(len(_CLOTH)))]
         add("box", rng.uniform(0.2, 1.0), rng.uniform(0.12, 0.5), 0.25, _vary(colour, rng, 0.2))
-    for _ in range(int(rng.poisson(1.5))):
-        grey = float(rng.uniform(0.2, 0.75))
-        add("box", rng.uniform(0.2, 0.8), rng.uniform(0.15, 0.5), 0.4, (grey, grey, grey * 0.95))
+    for _ in range(int(rng.poisson(4.0))):
+        grey = float(rng.uniform(0.15, 0.85))
+        add("box", rng.uniform(0.1, 0.8), rng.uniform(0.1, 0.4), 0.4, (grey, grey, grey * 0.94))
     return tuple(out)

@@ -11,7 +11,7 @@ import shapely
 from shapely.affinity import affine_transform
 
 from geoseg.records import DoubleArray
-from geoseg.scenes.houses import House, design_house, frame_of, place_house
+from geoseg.scenes.houses import House, attach_annex, design_house, frame_of, place_house
 from geoseg.scenes.streets import CellIndex, Street, StreetNet
 from geoseg.scenes.style import Colour, Style
 
@@ -248,7 +248,7 @@ def _old_town(draft: _Draft, urban: float) -> None:
     for quarter in split_land(draft.land, (500, 1100), rng, gap_m=float(rng.uniform(0.9, 2.6))):
         depth = float(rng.uniform(8, 14))
         court = quarter.buffer(-depth)
-        for lot in split_land(quarter, (38, 150), rng):
+        for lot in split_land(quarter, (28, 110), rng):
             inner = court.intersects(lot.centroid) if not court.is_empty else False
             if rng.random() < (0.35 if inner else 0.04 + 0.25 * (1 - urban)):
                 _fill_court(draft, lot)
@@ -293,7 +293,7 @@ def _houses_on_plots(
         use = str(
             rng.choice(
                 ["yard", "paved", "lawn", "beds", "scrub", "crop"],
-                p=[0.38, 0.12, 0.22, 0.1, 0.12, 0.06],
+                p=[0.44, 0.10, 0.18, 0.05, 0.19, 0.04],
             )
         )
         wall = None
@@ -301,27 +301,35 @@ def _houses_on_plots(
             tone = float(rng.uniform(0.5, 0.75))
             wall = (tone, tone * 0.96, tone * 0.9)
         draft.add_plot(plot, use, wall)
-        if rng.random() < 0.08:
-            continue
-        share = rng.uniform(*built)
-        size = float(np.clip(plot.area * share, 14, 330))
-        inside = largest_part(plot.buffer(-rng.uniform(0.5, 1.6), join_style="mitre"))
-        house = place_house(inside, (0.7 * size, size), draft.style, rng)
-        if house is None:
-            continue
-        draft.block.houses.append(house)
-        left = largest_part(inside - house.polygon.buffer(1.0))
-        if rng.random() < 0.5:
-            shed = place_house(left, (9, 26), draft.style, rng, simple=True)
-            if shed is not None:
-                draft.block.houses.append(shed)
-        if rng.random() < 0.45:
-            bed = largest_part(left.buffer(-1.0))
-            draft.add_plot(bed, str(rng.choice(["beds", "lawn", "yard", "scrub"])))
-        if rng.random() < 0.22:
-            _park_in(draft, left)
+        if rng.random() > 0.08:
+            size = float(np.clip(plot.area * rng.uniform(*built), 14, 330))
+            _build_on(draft, plot, size)
     thick = 0.005 + 0.012 * draft.style.lushness
-    _plant(draft, draft.land, thick * float(rng.uniform(0.3, 1.2)), (0.8, 4.2))
+    _plant(draft, draft.land, thick * float(rng.uniform(0.4, 1.8)), (0.7, 4.6))
+
+
+def _build_on(draft: _Draft, plot: shapely.Polygon, size_m2: float) -> None:
+    """Put a house on a plot, perhaps with an annex, a shed, a garden and a car."""
+    rng = draft.rng
+    inside = largest_part(plot.buffer(-rng.uniform(0.5, 1.6), join_style="mitre"))
+    house = place_house(inside, (0.7 * size_m2, size_m2), draft.style, rng)
+    if house is None:
+        return
+    houses = [house]
+    if rng.random() < 0.4:
+        houses += attach_annex(house, plot, draft.style, rng)
+    draft.block.houses += houses
+    left = largest_part(inside - shapely.union_all([h.polygon for h in houses]).buffer(1.0))
+    if rng.random() < 0.5:
+        shed = place_house(left, (9, 26), draft.style, rng, simple=True)
+        if shed is not None:
+            draft.block.houses.append(shed)
+    if rng.random() < 0.45:
+        bed = largest_part(left.buffer(-1.0))
+        use = rng.choice(["beds", "lawn", "yard", "scrub"], p=[0.15, 0.2, 0.3, 0.35])
+        draft.add_plot(bed, str(use))
+    if rng.random() < 0.22:
+        _park_in(draft, left)
 
 
 def _shacks(draft: _Draft, urban: float) -> None:
@@ -335,6 +343,8 @@ def _shacks(draft: _Draft, urban: float) -> None:
         house = place_house(plot, (0.6 * size, size), draft.style, rng, simple=True, turn=0.12)
         if house is not None:
             draft.block.houses.append(house)
+            if rng.random() < 0.3:
+                draft.block.houses += attach_annex(house, plot, draft.style, rng)
     _plant(draft, draft.land, 0.006, (0.8, 3.0))
 
 
@@ -406,7 +416,7 @@ def _plant(
         x = np.where(together, x[mates] + spread[0], x)
         y = np.where(together, y[mates] + spread[1], y)
     low, high = radius_m
-    radius = low + (high - low) * rng.beta(1.3, 2.2, n)
+    radius = low + (high - low) * rng.beta(1.1, 2.3, n)
     points = shapely.points(x, y)
     keep = shapely.contains_xy(land, x, y)
     if draft.block.houses:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,13 @@ class Rect(NamedTuple):
 
     def columns_m(self, gsd_m: float) -> DoubleArray:
         """Return x of the pixel centres, metres, shape (1, width)."""
-        x: DoubleArray = ((np.arange(self.x0, self.x0 + self.width) + 0.5) * gsd_m)[None, :]
-        return x
+        index = np.arange(self.x0, self.x0 + self.width, dtype=np.float64)
+        return ((index + 0.5) * gsd_m)[None, :]
 
     def rows_m(self, gsd_m: float) -> DoubleArray:
         """Return y of the pixel centres, metres downwards, shape (height, 1)."""
-        y: DoubleArray = ((np.arange(self.y0, self.y0 + self.height) + 0.5) * gsd_m)[:, None]
-        return y
+        index = np.arange(self.y0, self.y0 + self.height, dtype=np.float64)
+        return ((index + 0.5) * gsd_m)[:, None]
 
 
 def _scramble(h: UintArray) -> UintArray:
@@ -44,19 +44,19 @@ def _scramble(h: UintArray) -> UintArray:
     return h ^ (h >> np.uint32(16))
 
 
-def _as_uint(values: Any) -> UintArray:
+def _as_uint(values: npt.ArrayLike) -> UintArray:
     """Wrap integers of any sign to 32 bits."""
     out: UintArray = (np.atleast_1d(np.asarray(values, np.int64)) & 0xFFFFFFFF).astype(np.uint32)
     return out
 
 
-def hash_pairs(ix: Any, iy: Any, key: int) -> UintArray:
+def hash_pairs(ix: npt.ArrayLike, iy: npt.ArrayLike, key: int) -> UintArray:
     """Hash integer pairs, broadcast against each other, to 32 bits."""
     rows = _scramble(_as_uint(iy) ^ _scramble(_as_uint(key)))
     return _scramble(_as_uint(ix) * np.uint32(0x9E3779B1) + rows)
 
 
-def uniform(ix: Any, iy: Any, key: int) -> FloatArray:
+def uniform(ix: npt.ArrayLike, iy: npt.ArrayLike, key: int) -> FloatArray:
     """Hash integer pairs to floats in [0, 1)."""
     # 24 bits: what a float32 holds exactly
     bits = hash_pairs(ix, iy, key) >> np.uint32(8)

@@ -85,7 +85,7 @@ class Painter:
         """Return how many columns and rows towards the sun a shadow may start."""
         sx, sy, sz = self.town.style.sun
         length_px = HIGHEST_M / sz / self.gsd_m
-        return int(round(sx * length_px)), int(round(sy * length_px))
+        return round(sx * length_px), round(sy * length_px)
 
     def _paint_things(self, canvas: Canvas) -> None:
         """Paint ground, streets, cars, houses and trees, in this order."""
@@ -144,15 +144,23 @@ class Painter:
         return np.clip(tops, 0, 1)
 
     def _expose(self, lit: FloatArray, rect: Rect) -> npt.NDArray[np.uint8]:
-        """Blur, add noise and uneven light, and round to 8 bits; lit has the blur's margin."""
+        """Blur, sharpen, add noise and uneven light, and round; lit has the blur's margin."""
         style, inner = self.town.style, slice(_BLUR_PX, -_BLUR_PX)
         uneven = 1 + 0.16 * (field(rect, self.gsd_m, 160.0, self.seed * 71 + 5) - 0.5)
         noise = grain(rect, self.seed * 71 + 6)
+        # cameras sharpen brightness, and do it a little too much
+        grey = lit.mean(axis=2)
+        wide = gaussian_filter1d(grey, 1.2, axis=0, truncate=3.5)
+        wide = gaussian_filter1d(wide, 1.2, axis=1, truncate=3.5)
+        edges = (grey - wide)[inner, inner] * np.float32(style.sharpening)
         out = np.empty((3, rect.height, rect.width), np.uint8)
         for band in range(3):
             soft = gaussian_filter1d(lit[..., band], style.blur_px, axis=0, truncate=3.5)
             soft = gaussian_filter1d(soft, style.blur_px, axis=1, truncate=3.5)[inner, inner]
-            soft = soft * uneven
+            soft = (soft + edges) * uneven
+            # bright surfaces come close to white, dark ones keep their colour
+            soft = np.maximum(soft, 0)
+            soft *= np.float32(1.22) - np.float32(0.16) * soft
             own = grain(rect, self.seed * 71 + 7 + band)
             soft += np.float32(style.grain) * (0.8 * noise + 0.6 * own)
             soft += np.float32(style.haze) * (1 - soft)

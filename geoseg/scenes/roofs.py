@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 
 from geoseg.records import FloatArray, IntArray
@@ -36,7 +39,9 @@ def paint_house(canvas: Canvas, house: House) -> None:
     if house.cover.material == "tile":
         colour = _tiles(rect, gsd, house, down)
     else:
-        colour = _sheets(rect, gsd, house, along, down, plane)
+        added = _added_part(house, u)
+        colour = _sheets(rect, gsd, house, _Sheeting(along, down, plane, added))
+        rise = rise + np.float32(0.4) * added
     # the light line of the ridge cap and the dark one of the eaves
     top = float(rise.max())
     if house.roof != "shed":
@@ -45,6 +50,14 @@ def paint_house(canvas: Canvas, house: House) -> None:
         ]
     colour *= (1 - 0.14 * ramp(distance, -0.22, -0.02))[..., None]
     canvas.blend(rect, alpha, colour, light=light, height=house.eaves_m + rise)
+
+
+def _added_part(house: House, u: FloatArray) -> FloatArray:
+    """Return 1 where a tin roof was extended later, in another colour and a little higher."""
+    if house.key % 10 > 2:
+        return np.zeros_like(u)
+    cut = house.frame.half_u * (0.7 * ((house.key % 41) / 41) - 0.1)
+    return (u > np.float32(cut)).astype(np.float32)
 
 
 def _frame_axes(rect: Rect, gsd_m: float, frame: Frame) -> tuple[FloatArray, FloatArray]:
@@ -99,32 +112,45 @@ def _plane_lights(canvas: Canvas, house: House) -> FloatArray:
     )
 
 
-def _sheets(
-    rect: Rect,
-    gsd_m: float,
-    house: House,
-    along: FloatArray,
-    down: FloatArray,
-    plane: IntArray,
-) -> FloatArray:
+class _Sheeting(NamedTuple):
+    """How the sheets of a tin roof lie, per pixel."""
+
+    along: FloatArray
+    """Metres along the eaves."""
+    down: FloatArray
+    """Metres down the slope."""
+    plane: IntArray
+    """Which roof plane."""
+    added: FloatArray
+    """1 where the house's second colour lies."""
+
+
+def _sheets(rect: Rect, gsd_m: float, house: House, sheeting: _Sheeting) -> FloatArray:
     """Return the colour of corrugated tin: sheets of uneven age, rust, faint ribs."""
+    along, down, plane, added = sheeting
     wide = 0.8 + 0.3 * ((house.key % 31) / 31)
     strip = np.floor(along / np.float32(wide)).astype(np.int64)
     row = np.floor(down / np.float32(2.7)).astype(np.int64) + 64 * plane
     age = uniform(strip, row, house.key)
     band = uniform(strip, plane, house.key + 1)
-    stain = layered(rect, gsd_m, (3.3, 0.9, 0.3), house.key + 2)
-    tone = 1 + 0.10 * (age - 0.5) + 0.09 * (band - 0.5) + 0.12 * (stain - 0.5)
-    tone += 0.035 * np.cos(along * np.float32(2 * np.pi / 0.41))
-    tone += 0.012 * grain(rect, house.key + 3)
+    stain = layered(rect, gsd_m, (2.9, 1.1, 0.45, 0.21), house.key + 2)
+    worn = 0.6 + 1.0 * ((house.key % 37) / 37)
+    tone = 1 + worn * (0.13 * (age - 0.5) + 0.12 * (band - 0.5) + 0.16 * (stain - 0.5))
+    tone += 0.05 * np.cos(along * np.float32(2 * np.pi / 0.41))
+    tone += 0.015 * grain(rect, house.key + 3)
+    # dirt washes down in streaks
+    streak = uniform(np.floor(along / np.float32(0.28)).astype(np.int64), plane, house.key + 5)
+    tone -= 0.10 * worn * ramp(streak, 0.75, 1.0) * stain
     seam = np.abs(along / np.float32(wide) - strip - np.float32(0.5)) > 0.44
-    tone -= 0.05 * seam
-    colour = np.asarray(house.cover.colour, np.float32) * tone[..., None]
+    tone -= 0.07 * seam
+    base = np.broadcast_to(np.asarray(house.cover.colour, np.float32), (*tone.shape, 3))
     if house.key % 5 == 0:
-        colour = mix(colour, house.second, (age > 0.88).astype(np.float32) * np.float32(0.8))
+        # single sheets were replaced
+        added = np.maximum(added, (age > 0.88).astype(np.float32) * np.float32(0.8))
+    colour = mix(base, house.second, added) * tone[..., None]
     level = stain + 0.55 * (age - 0.5) + 0.3 * (band - 0.5)
     edge = 1.05 - house.rust
-    rust = ramp(level, edge - 0.12, edge + 0.18) * np.float32(min(0.85, 0.3 + house.rust))
+    rust = ramp(level, edge - 0.2, edge + 0.3) * np.float32(min(0.85, 0.3 + house.rust))
     return mix(colour, _RUST * (0.75 + 0.5 * stain)[..., None], rust)
 
 
@@ -144,9 +170,9 @@ def _paint_flat(
     """Paint a flat roof of concrete with stains, and its parapet."""
     gsd = canvas.gsd_m
     stain = layered(rect, gsd, (4.7, 1.5, 0.5), house.key + 2)
-    wet = layered(rect, gsd, (2.9, 0.8), house.key + 4)
+    wet = layered(rect, gsd, (3.7, 1.3, 0.5, 0.22), house.key + 4)
     tone = 1 + 0.22 * (stain - 0.5) + 0.02 * grain(rect, house.key + 3)
-    tone -= 0.28 * ramp(wet, 0.62, 0.95)
+    tone -= 0.34 * ramp(wet, 0.5, 1.0)
     colour = np.asarray(house.cover.colour, np.float32) * tone[..., None]
     height = np.full(distance.shape, house.eaves_m, np.float32)
     has_parapet = house.key % 8 != 0
@@ -186,7 +212,12 @@ def _paint_fixture(
         alpha = np.clip(0.5 + gap.astype(np.float32) * pixel, 0, 1)
         if fixture.kind == "sheet":
             plane = np.zeros(du.shape, np.int64)
-            colour = _sheets(rect, canvas.gsd_m, _covered(house, fixture), du, dv, plane)
+            colour = _sheets(
+                rect,
+                canvas.gsd_m,
+                _covered(house, fixture),
+                _Sheeting(du, dv, plane, np.zeros_like(du)),
+            )
             c, s = np.cos(house.frame.angle), np.sin(house.frame.angle)
             light = np.float32(canvas.plane_light(-0.12 * s, 0.12 * c))
     canvas.blend(rect, alpha, colour, light=light, height=height)
@@ -194,19 +225,7 @@ def _paint_fixture(
 
 def _covered(house: House, fixture: Fixture) -> House:
     """Return the house as if its cover were the shelter's."""
-    cover = house.cover.__class__("tin", fixture.colour, 0.1, 1.0)
-    return House(
-        house.ring,
-        house.polygon,
-        house.frame,
-        "shed",
-        False,
-        house.wings,
-        house.eaves_m,
-        0.12,
-        cover,
-        house.second,
-        0.2 * ((house.key % 11) / 11),
-        (),
-        house.key + 17,
+    cover = replace(house.cover, material="tin", colour=fixture.colour)
+    return replace(
+        house, cover=cover, rust=0.2 * ((house.key % 11) / 11), fixtures=(), key=house.key + 17
     )

@@ -55,8 +55,8 @@ class StreetNet:
     def node(self, i: int, j: int) -> DoubleArray:
         """Return where a street crossing is, metres."""
         along, across = self.style.block_m
-        u = (i + 0.34 * (self._chance(i, j, 11) - 0.5)) * along
-        v = (j + 0.34 * (self._chance(i, j, 12) - 0.5)) * across
+        u = (i + 0.44 * (self._chance(i, j, 11) - 0.5)) * along
+        v = (j + 0.44 * (self._chance(i, j, 12) - 0.5)) * across
         c, s = np.cos(self.style.rotation), np.sin(self.style.rotation)
         return np.array([u * c - v * s, u * s + v * c])
 
@@ -64,7 +64,7 @@ class StreetNet:
         """Return the curve from a node to the next in direction 0 (i + 1) or 1 (j + 1)."""
         start, end = self.node(i, j), self.node(i + 1 - direction, j + direction)
         across = np.array([start[1] - end[1], end[0] - start[0]])
-        bend = 0.34 * (self._chance(i, j, 13 + direction) - 0.5)
+        bend = 0.4 * (self._chance(i, j, 13 + direction) - 0.5)
         middle = (start + end) / 2 + bend * across
         t = _STEPS[:, None]
         curve: DoubleArray = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
@@ -81,13 +81,15 @@ class StreetNet:
         chance = self._chance(i, j, 15 + direction)
         key = self.seed * 97 + i * 7 + j * 13 + direction
         if through:
-            surface = "asphalt" if chance < 0.8 or urban > 0.4 else "dirt"
-            return Street(line, 3.2 + 0.9 * min(max(urban, 0.0), 1.0), surface, key)
+            # one surface all along
+            paved = self._chance(j if direction == 0 else i, direction, 18) < 0.7
+            return Street(line, 3.6 if paved else 2.7, "asphalt" if paved else "dirt", key)
         if urban > 0.62:
             return Street(line, 1.4 + 1.4 * chance, "paved" if chance < 0.75 else "dirt", key)
         if urban > 0.3:
-            return Street(line, 1.6 + 1.2 * chance, "asphalt" if chance > 0.85 else "dirt", key)
-        return Street(line, 0.35 + 1.0 * chance, "path", key)
+            return Street(line, 1.6 + 1.2 * chance, "dirt", key)
+        # in the fields most are footpaths on the banks
+        return Street(line, 0.3 + 1.0 * chance**2, "path", key)
 
     def outline(self, cell: CellIndex) -> DoubleArray:
         """Return the ring of a block along the middle of its streets, (n, 2) metres, open."""
@@ -118,16 +120,14 @@ class StreetNet:
         corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
         u = (corners[:, 0] * c + corners[:, 1] * s) / along
         v = (corners[:, 1] * c - corners[:, 0] * s) / across
-        # a node moves by 0.17 of a mesh, a side bends by less than 0.09 of its length more
-        i, j = np.meshgrid(
-            np.arange(int(np.floor(u.min())) - 1, int(np.ceil(u.max())) + 1),
-            np.arange(int(np.floor(v.min())) - 1, int(np.ceil(v.max())) + 1),
-            indexing="ij",
-        )
-        i, j = i.ravel(), j.ravel()
+        # a node moves by 0.22 of a mesh, a side bends by 0.1 of its length at most
+        first, last = int(np.floor(u.min())) - 1, int(np.ceil(u.max())) + 1
+        top, bottom = int(np.floor(v.min())) - 1, int(np.ceil(v.max())) + 1
+        i = np.repeat(np.arange(first, last), bottom - top)
+        j = np.tile(np.arange(top, bottom), last - first)
         middle_u, middle_v = (i + 0.5) * along, (j + 0.5) * across
         x, y = middle_u * c - middle_v * s, middle_u * s + middle_v * c
-        reach = 0.5 * float(np.hypot(along, across)) + 0.3 * max(along, across)
+        reach = 0.5 * float(np.hypot(along, across)) + 0.36 * max(along, across)
         near = (x > x0 - reach) & (x < x1 + reach) & (y > y0 - reach) & (y < y1 + reach)
         return list(zip(i[near].tolist(), j[near].tolist(), strict=True))
 

@@ -54,6 +54,8 @@ class Style:
     """Light that is left in full shadow, per channel."""
     blur_px: float
     """Deviation of the camera's blur."""
+    sharpening: float
+    """How much of the edges the camera adds again."""
     grain: float
     """Deviation of the sensor's noise, share of full scale."""
     haze: float
@@ -64,17 +66,18 @@ class Style:
     """Mean distance of streets along both directions, metres."""
 
 
-_GREY = Cover("tin", (0.62, 0.64, 0.65), 0.25, 1.0)
-_SILVER = Cover("tin", (0.76, 0.80, 0.82), 0.15, 1.0)
+_GREY = Cover("tin", (0.63, 0.65, 0.65), 0.35, 1.0)
+_SILVER = Cover("tin", (0.79, 0.82, 0.83), 0.22, 1.0)
 _RUSTY = Cover("tin", (0.52, 0.42, 0.37), 0.75, 1.0)
-_BLUE = Cover("tin", (0.13, 0.37, 0.66), 0.05, 1.0)
-_SKY = Cover("tin", (0.38, 0.62, 0.76), 0.10, 1.0)
-_RED = Cover("tin", (0.66, 0.25, 0.24), 0.10, 1.0)
-_MAROON = Cover("tin", (0.60, 0.23, 0.28), 0.10, 1.0)
-_GREEN = Cover("tin", (0.22, 0.42, 0.33), 0.10, 1.0)
-_TERRACOTTA = Cover("tile", (0.76, 0.44, 0.30), 0.0, 1.0)
+_BLUE = Cover("tin", (0.20, 0.42, 0.66), 0.12, 1.0)
+_SKY = Cover("tin", (0.43, 0.63, 0.73), 0.18, 1.0)
+_RED = Cover("tin", (0.64, 0.30, 0.27), 0.18, 1.0)
+_MAROON = Cover("tin", (0.60, 0.27, 0.30), 0.16, 1.0)
+_GREEN = Cover("tin", (0.27, 0.43, 0.35), 0.18, 1.0)
+_TERRACOTTA = Cover("tile", (0.74, 0.46, 0.33), 0.0, 1.0)
 _SLATE = Cover("tile", (0.40, 0.38, 0.38), 0.0, 1.0)
-_CONCRETE = Cover("concrete", (0.60, 0.58, 0.55), 0.0, 1.0)
+CONCRETE = Cover("concrete", (0.56, 0.54, 0.51), 0.0, 1.0)
+"""Of flat roofs."""
 _THATCH = Cover("tile", (0.52, 0.46, 0.37), 0.0, 1.0)
 
 
@@ -92,37 +95,37 @@ _PLACES: tuple[
         (0.72, 0.65, 0.53),
         (0.62, 0.59, 0.42),
         (0.43, 0.50, 0.28),
-        (0.29, 0.40, 0.19),
+        (0.33, 0.43, 0.21),
         _weighted((_SILVER, 5), (_GREY, 3), (_RUSTY, 3), (_RED, 0.3), (_THATCH, 0.8)),
         0.25,
-        0.4,
-        0.50,
+        0.35,
+        0.62,
     ),
     (
         (0.57, 0.52, 0.45),
         (0.52, 0.49, 0.34),
         (0.36, 0.43, 0.23),
-        (0.23, 0.32, 0.15),
-        _weighted((_GREY, 4), (_BLUE, 3), (_RUSTY, 2), (_RED, 1.3), (_CONCRETE, 5), (_SLATE, 0.7)),
-        0.70,
+        (0.28, 0.36, 0.18),
+        _weighted((_GREY, 4), (_BLUE, 3), (_RUSTY, 2), (_RED, 1.3), (CONCRETE, 4), (_SLATE, 0.7)),
+        0.52,
         0.0,
-        0.55,
+        0.58,
     ),
     (
         (0.68, 0.47, 0.34),
         (0.60, 0.53, 0.34),
         (0.39, 0.47, 0.22),
-        (0.25, 0.36, 0.14),
+        (0.30, 0.40, 0.17),
         _weighted((_TERRACOTTA, 4), (_MAROON, 3), (_RUSTY, 3), (_GREY, 1.5), (_GREEN, 0.7)),
         0.20,
         0.12,
-        0.45,
+        0.52,
     ),
     (
         (0.60, 0.54, 0.45),
         (0.52, 0.54, 0.32),
         (0.38, 0.52, 0.20),
-        (0.27, 0.42, 0.14),
+        (0.32, 0.46, 0.17),
         _weighted((_SKY, 2.5), (_SILVER, 2.5), (_RED, 2), (_RUSTY, 2.5), (_GREEN, 1), (_GREY, 2)),
         0.20,
         0.45,
@@ -132,8 +135,9 @@ _PLACES: tuple[
 
 
 def _shifted(colour: Colour, rng: np.random.Generator, spread: float) -> Colour:
-    """Move a colour a little, brightness more than hue."""
-    moved = np.array(colour) * (1 + rng.normal(0, spread)) + rng.normal(0, spread / 3, 3)
+    """Move a colour a little: brighter or darker, warmer or cooler; other hues look wrong."""
+    warm = np.array([1.0, 0.1, -1.0]) * rng.normal(0, spread / 3)
+    moved = np.array(colour) * (1 + rng.normal(0, spread)) + warm
     r, g, b = np.clip(moved, 0.03, 0.95).tolist()
     return r, g, b
 
@@ -153,11 +157,11 @@ def style_of(seed: int) -> Style:
     """
     rng = np.random.default_rng([seed, 101])
     soil, straw, grass, crown, covers, flats, palms, lush = _PLACES[seed % len(_PLACES)]
-    elevation = np.radians(rng.uniform(45, 66))
+    elevation = np.radians(rng.uniform(48, 68))
     azimuth = rng.uniform(0, 2 * np.pi)
     flat_ground = np.cos(elevation)
     # thin cloud or clear sky: how dark and how blue the shadows are
-    dark = rng.uniform(0.36, 0.56)
+    dark = rng.uniform(0.36, 0.60)
     soil = _shifted(soil, rng, 0.06)
     dirt = _shifted((soil[0] * 1.06, soil[1] * 1.04, soil[2] * 1.02), rng, 0.03)
     return Style(
@@ -165,7 +169,7 @@ def style_of(seed: int) -> Style:
         straw=_shifted(straw, rng, 0.06),
         grass=_shifted(grass, rng, 0.06),
         crown=_shifted(crown, rng, 0.08),
-        asphalt=_shifted((0.47, 0.46, 0.45), rng, 0.06),
+        asphalt=_shifted((0.49, 0.475, 0.455), rng, 0.03),
         dirt=dirt,
         covers=covers,
         flat_share=flats,
@@ -177,8 +181,9 @@ def style_of(seed: int) -> Style:
             float(np.sin(elevation)),
         ),
         shade=(dark * 0.92, dark * 0.98, dark * 1.12),
-        blur_px=float(rng.uniform(0.5, 0.85)),
-        grain=float(rng.uniform(0.008, 0.016)),
+        blur_px=float(rng.uniform(0.42, 0.7)),
+        sharpening=float(rng.uniform(0.35, 0.9)),
+        grain=float(rng.uniform(0.008, 0.018)),
         haze=float(rng.uniform(0.0, 0.07)),
         rotation=float(rng.uniform(0, np.pi / 2)),
         block_m=(float(rng.uniform(58, 78)), float(rng.uniform(66, 92))),

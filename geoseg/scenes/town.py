@@ -17,6 +17,7 @@ import rasterio
 import rasterio.shutil
 import shapely
 from affine import Affine
+from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from geoseg.errors import ConfigError, OutputError
@@ -126,7 +127,8 @@ def render_town(
     OutputError
         If the folder cannot be made.
     """
-    _check(width_px, height_px, gsd_m, seed, crs, density)
+    _check_size(width_px, height_px, gsd_m)
+    _check_content(seed, crs, density)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,16 +153,18 @@ def render_town(
     return files
 
 
-def _check(
-    width_px: int, height_px: int, gsd_m: float, seed: int, crs: str, density: float
-) -> None:
-    """Refuse settings outside their range."""
+def _check_size(width_px: int, height_px: int, gsd_m: float) -> None:
+    """Refuse sizes outside their range."""
     if min(width_px, height_px) < 64:
         raise ConfigError(
             f"a town of {width_px} x {height_px} px is too small; give at least 64 px a side"
         )
     if not 0.03 <= gsd_m <= 2.0:
         raise ConfigError(f"gsd_m is {gsd_m}; expected 0.03 to 2 metres per pixel")
+
+
+def _check_content(seed: int, crs: str, density: float) -> None:
+    """Refuse what the scene cannot be made of or lie in."""
     if seed < 0:
         raise ConfigError(f"seed is {seed}; expected a whole number of at least 0")
     if not (math.isfinite(density) and 0.0 <= density <= 3.0):
@@ -176,7 +180,7 @@ def _check(
 
 
 @contextmanager
-def _open_raster(path: Path, **profile: Any) -> Iterator[Any]:
+def _open_raster(path: Path, profile: Mapping[str, Any]) -> Iterator[DatasetWriter]:
     """Open a new raster for writing."""
     with rasterio.open(path, "w", **profile) as dataset:
         yield dataset
@@ -203,7 +207,7 @@ def _write_image(scene: _Scene, path: Path) -> None:
     try:
         # a small block cache: the default is a share of the machine's memory
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128):
-            with _open_raster(raw, **profile) as dataset:
+            with _open_raster(raw, profile) as dataset:
                 _paint_windows(scene, dataset)
             rasterio.shutil.copy(
                 str(raw),
@@ -219,7 +223,7 @@ def _write_image(scene: _Scene, path: Path) -> None:
         raw.unlink(missing_ok=True)
 
 
-def _paint_windows(scene: _Scene, dataset: Any) -> None:
+def _paint_windows(scene: _Scene, dataset: DatasetWriter) -> None:
     """Paint and write one window after the other."""
     for y in range(0, scene.height_px, _WINDOW_PX):
         for x in range(0, scene.width_px, _WINDOW_PX):
