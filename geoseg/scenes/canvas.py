@@ -19,9 +19,16 @@ def ramp(values: FloatArray, low: float, high: float) -> FloatArray:
     return out
 
 
+def bands(colour: npt.ArrayLike) -> FloatArray:
+    """Return a colour as (3, 1, 1), colours per pixel, (3, h, w), as they are."""
+    out: FloatArray = np.asarray(colour, np.float32)
+    return out if out.ndim == 3 else out[:, None, None]
+
+
 def mix(base: FloatArray, other: npt.ArrayLike, share: FloatArray) -> FloatArray:
-    """Blend colours, (h, w, 3), by a share per pixel, (h, w)."""
-    out: FloatArray = base + (np.asarray(other, np.float32) - base) * share[..., None]
+    """Blend colours, (3, h, w) or (3, 1, 1), by a share per pixel, (h, w)."""
+    out: FloatArray = (bands(other) - base) * share
+    out += base
     return out
 
 
@@ -50,6 +57,8 @@ def signed_distance(
     x32, y32 = xs.astype(np.float32), ys.astype(np.float32)
     best = np.full((len(ys), xs.shape[1]), np.inf, np.float32)
     inside = np.zeros(best.shape, bool)
+    # one scratch array: fresh memory for every side costs more than the arithmetic
+    d2 = np.empty_like(best)
     for (ax, ay), (bx, by) in zip(local, np.roll(local, -1, axis=0), strict=True):
         ex, ey = bx - ax, by - ay
         length2 = ex * ex + ey * ey
@@ -58,9 +67,14 @@ def signed_distance(
         px, py = x32 - np.float32(ax), y32 - np.float32(ay)
         t = px * np.float32(ex / length2) + py * np.float32(ey / length2)
         np.clip(t, 0, 1, out=t)
-        dx = px - t * np.float32(ex)
-        dy = py - t * np.float32(ey)
-        np.minimum(best, dx * dx + dy * dy, out=best)
+        np.multiply(t, np.float32(-ex), out=d2)
+        d2 += px
+        d2 *= d2
+        t *= np.float32(-ey)
+        t += py
+        t *= t
+        d2 += t
+        np.minimum(best, d2, out=best)
         if ey != 0.0:
             crosses = (ay <= ys) != (by <= ys)
             inside ^= crosses & (xs < ax + (ys - ay) * (ex / ey))
@@ -87,7 +101,7 @@ class Canvas:
     sun: tuple[float, float, float]
     """Unit vector to the sun."""
     colour: FloatArray
-    """(H, W, 3) colour under even light, 0 to 1."""
+    """(3, H, W) colour under even light, 0 to 1."""
     height: FloatArray
     """(H, W) metres above the ground."""
     light: FloatArray
@@ -103,7 +117,7 @@ class Canvas:
             rect,
             gsd_m,
             sun,
-            np.zeros((*shape, 3), np.float32),
+            np.zeros((3, *shape), np.float32),
             np.zeros(shape, np.float32),
             np.ones(shape, np.float32),
             np.zeros(shape, bool),
@@ -146,7 +160,7 @@ class Canvas:
         alpha : ndarray
             (h, w) how much of each pixel it covers, 0 to 1.
         colour : array-like
-            (h, w, 3) or (3,).
+            (3, h, w), (3, 1, 1) or (3,).
         light : float or ndarray
             Direct light on it, scalar or (h, w).
         height : float or ndarray, optional
@@ -154,9 +168,13 @@ class Canvas:
         """
         here, there = self.overlap(rect)
         a = alpha[there]
-        tint = np.asarray(colour, np.float32)
-        target = self.colour[here]
-        target += a[..., None] * ((tint[there] if tint.ndim == 3 else tint) - target)
+        tint = bands(colour)
+        if tint.shape[1:] != (1, 1):
+            tint = tint[:, there[0], there[1]]
+        target = self.colour[:, here[0], here[1]]
+        step = tint - target
+        step *= a
+        target += step
         lit = self.light[here]
         lit += a * (_part(light, there) - lit)
         if height is not None:

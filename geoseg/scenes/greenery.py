@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from geoseg.scenes.canvas import Canvas, mix, ramp
+from geoseg.records import FloatArray
+from geoseg.scenes.canvas import Canvas, bands, mix, ramp
 from geoseg.scenes.layout import Car, Tree
 from geoseg.scenes.noise import Rect, field, grain, layered, uniform
 from geoseg.scenes.style import Style
@@ -22,14 +23,12 @@ def paint_tree(canvas: Canvas, tree: Tree, style: Style) -> None:
         _paint_fronds(canvas, rect, tree, style)
 
 
-def _leaf_colour(tree: Tree, style: Style) -> np.ndarray:
-    """Return the mean colour of a tree's leaves."""
-    crown, grass = np.asarray(style.crown, np.float32), np.asarray(style.grass, np.float32)
+def _leaf_colour(tree: Tree, style: Style) -> FloatArray:
+    """Return the mean colour of a tree's leaves, (3, 1, 1)."""
+    crown, grass = bands(style.crown), bands(style.grass)
     shift = np.float32(max(tree.hue, 0.0))
     leaf = crown + (grass - crown) * shift
-    leaf = leaf * np.float32(tree.tone * (1 + 0.25 * min(tree.hue, 0.0)))
-    out: np.ndarray = leaf
-    return out
+    return leaf * np.float32(tree.tone * (1 + 0.25 * min(tree.hue, 0.0)))
 
 
 def _paint_crown(canvas: Canvas, rect: Rect, tree: Tree, style: Style) -> None:
@@ -48,7 +47,7 @@ def _paint_crown(canvas: Canvas, rect: Rect, tree: Tree, style: Style) -> None:
     light = canvas.relief_light(bumps, 0.75)
     deep = ramp(clumps, 0.12, 0.62)
     tone = 0.52 + 0.7 * deep + 0.11 * grain(rect, tree.key + 2)
-    colour = _leaf_colour(tree, style) * tone[..., None]
+    colour = _leaf_colour(tree, style) * tone
     height = np.float32(tall) * (0.45 + 0.4 * dome) + bumps * 0.5
     canvas.blend(rect, alpha, colour, light=light, height=height)
 
@@ -73,7 +72,7 @@ def _paint_fronds(canvas: Canvas, rect: Rect, tree: Tree, style: Style) -> None:
     alpha *= 1 - ramp(far - length, -0.05, 0.08)
     tone = 0.72 + 0.5 * own - 0.25 * aside + 0.06 * grain(rect, tree.key + 2)
     leaf = _leaf_colour(tree, style) * np.float32(1.1)
-    colour = leaf * tone[..., None]
+    colour = leaf * tone
     # old fronds are straw-coloured
     colour = mix(colour, style.straw, (own < 0.12).astype(np.float32) * np.float32(0.5))
     tall = 7.0 if palm else 2.6
@@ -99,7 +98,7 @@ def paint_car(canvas: Canvas, car: Car) -> None:
     qv = np.maximum(np.abs(v) - (np.float32(half_v) - corner), 0)
     distance = np.sqrt(qu * qu + qv * qv) - corner
     alpha = np.clip(0.5 - distance * np.float32(1 / gsd), 0, 1)
-    body = np.broadcast_to(np.asarray(car.colour, np.float32), (*u.shape, 3))
+    body = bands(car.colour)
     if car.length_m < 5:
         inner = 1 - ramp(np.abs(v), half_v - 0.3, half_v - 0.12)
         front = (1 - ramp(np.abs(u - np.float32(0.17 * car.length_m)), 0.22, 0.4)) * inner

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from geoseg.records import FloatArray
-from geoseg.scenes.canvas import Canvas, mix, ramp, signed_distance
+from geoseg.scenes.canvas import Canvas, bands, mix, ramp, signed_distance
 from geoseg.scenes.layout import Plot
 from geoseg.scenes.noise import Rect, field, grain, layered
 from geoseg.scenes.streets import Street
@@ -23,17 +23,17 @@ def paint_soil(canvas: Canvas, style: Style, seed: int) -> None:
     speck = grain(rect, seed * 53 + 3)
     soil = np.float32(1.0) + 0.30 * (layered(rect, gsd, (21.0, 6.3), seed * 53 + 4) - 0.5)
     soil += 0.20 * (fine - 0.5) + 0.035 * speck
-    canvas.colour[:] = np.asarray(style.soil, np.float32)
-    canvas.colour *= soil[..., None]
+    canvas.colour[:] = bands(style.soil)
+    canvas.colour *= soil
     plants = wide + 0.55 * (fine - 0.5) + 0.03 * speck
     edge = 1.0 - style.lushness
     dry = ramp(plants, edge - 0.12, edge + 0.06)
     tone = 0.74 + 0.5 * fine + 0.06 * speck
-    straw = np.asarray(style.straw, np.float32) * tone[..., None]
+    straw = bands(style.straw) * tone
     canvas.colour[:] = mix(canvas.colour, straw, dry * np.float32(0.85))
     tone = 0.62 + 0.62 * fine + 0.10 * speck + 0.2 * (wide - 0.5)
     green = ramp(plants, edge + 0.02, edge + 0.28)
-    grass = np.asarray(style.grass, np.float32) * tone[..., None]
+    grass = bands(style.grass) * tone
     canvas.colour[:] = mix(canvas.colour, grass, green * np.float32(0.92))
     bumps = fine * (0.05 + 0.35 * green)
     canvas.light[:] = canvas.relief_light(bumps)
@@ -54,12 +54,12 @@ def paint_street(canvas: Canvas, street: Street, style: Style) -> None:
     alpha = 1 - ramp(outer, half - soft / 2, half + soft / 2)
     # dust and trodden ground beside the street
     verge = (1 - ramp(outer, half, half + 1.7)) * np.float32(0.6)
-    dust = np.asarray(style.dirt, np.float32) * np.float32(0.96)
+    dust = bands(style.dirt) * np.float32(0.96)
     canvas.blend(rect, verge, dust)
     tone = 1 + 0.16 * (rough - 0.5) + 0.025 * grain(rect, street.key + 3)
     tone += 0.12 * (layered(rect, gsd, (9.0, 3.1), street.key + 5) - 0.5)
     base = style.asphalt if street.surface in ("asphalt", "paved") else style.dirt
-    colour = np.asarray(base, np.float32) * tone[..., None]
+    colour = bands(base) * tone
     if street.surface == "asphalt":
         # dust gathers at the sides
         colour = mix(colour, style.dirt, ramp(outer, 0.45 * half, half) * np.float32(0.55))
@@ -68,7 +68,7 @@ def paint_street(canvas: Canvas, street: Street, style: Style) -> None:
             colour = mix(colour, (0.8, 0.8, 0.78), dashes.astype(np.float32) * np.float32(0.6))
     elif street.surface == "dirt":
         wheels = 1 - ramp(np.abs(distance - 0.85), 0.15, 0.6)
-        colour *= (1 + 0.07 * wheels)[..., None]
+        colour *= 1 + 0.07 * wheels
         # grass grows between the wheels where few drive
         middle = (1 - ramp(distance, 0.2, 0.7)) * ramp(rough, 0.5, 0.8) * np.float32(0.5)
         colour = mix(colour, style.straw, middle)
@@ -139,7 +139,7 @@ def _paint_wall(ground: _Ground, tint: Colour) -> None:
     gaps = field(rect, canvas.gsd_m, 5.0, ground.plot.key + 9) < 0.8
     ring = 1 - ramp(np.abs(ground.distance + 0.3), 0.06, 0.2)
     tone = 1 + 0.3 * (ground.fine - 0.5)
-    canvas.blend(rect, ring * gaps, np.asarray(tint, np.float32) * tone[..., None], height=1.7)
+    canvas.blend(rect, ring * gaps, bands(tint) * tone, height=1.7)
 
 
 def _paint_bare(ground: _Ground, alpha: FloatArray) -> None:
@@ -161,13 +161,13 @@ def _paint_bare(ground: _Ground, alpha: FloatArray) -> None:
             1.12 - style.lushness,
             1.58 - style.lushness,
         )
-    colour = np.asarray(base, np.float32) * tone[..., None]
+    colour = bands(base) * tone
     litter = field(rect, gsd, 0.42, plot.key + 4)
     bright = ramp(litter, 0.93, 0.99) * np.float32(0.6)
     colour = mix(colour, (0.85, 0.85, 0.83), bright)
     dark = ramp(-litter, -0.08, -0.03) * np.float32(0.5)
     colour = mix(colour, (0.2, 0.2, 0.2), dark)
-    weed = np.asarray(style.grass, np.float32) * (0.6 + 0.5 * fine + 0.08 * speck)[..., None]
+    weed = bands(style.grass) * (0.6 + 0.5 * fine + 0.08 * speck)
     colour = mix(colour, weed, weeds * np.float32(0.8))
     canvas.blend(rect, alpha, colour, light=canvas.relief_light(fine * weeds * np.float32(0.22)))
 
@@ -181,14 +181,14 @@ def _paint_green(ground: _Ground, alpha: FloatArray) -> None:
         share = 0.25 + 0.75 * ramp(patches, 0.25, 0.65)
         tone = plot.tone * (0.8 + 0.34 * fine + 0.3 * (patches - 0.5) + 0.08 * speck)
         bump = np.float32(0.12)
-        base = np.asarray(style.grass, np.float32)
+        base = bands(style.grass)
     else:
         share = ramp(patches + 0.5 * (fine - 0.5), 0.28, 0.58)
         tone = plot.tone * (0.55 + 0.62 * fine + 0.3 * (patches - 0.5) + 0.12 * speck)
         bump = np.float32(0.6)
-        base = 0.5 * (np.asarray(style.grass, np.float32) + np.asarray(style.crown, np.float32))
+        base = 0.5 * (bands(style.grass) + bands(style.crown))
     dry = ramp(layered(rect, gsd, (6.1, 1.9), plot.key + 3), 0.55, 0.95) * np.float32(0.7)
-    colour = mix(base * tone[..., None], np.asarray(style.straw, np.float32), dry)
+    colour = mix(bands(base) * tone, style.straw, dry)
     light = canvas.relief_light(fine * bump)
     canvas.blend(rect, alpha * share * np.float32(0.95), colour, light=light)
 
@@ -205,20 +205,18 @@ def _field_rows(ground: _Ground) -> tuple[FloatArray, FloatArray]:
     along = (y * c - x * s).astype(np.float32) + 1.1 * (wander - 0.5)
     pitch = 0.42 + 0.6 * ((plot.key % 97) / 97) + (0.8 if plot.use == "beds" else 0.0)
     wave = np.cos(across * np.float32(2 * np.pi / pitch))
-    soil = np.asarray(style.soil, np.float32) * np.float32(0.9 * plot.tone)
+    soil = bands(style.soil) * np.float32(0.9 * plot.tone)
     tone = 1 + 0.30 * (wander - 0.5) + 0.18 * (fine - 0.5) + 0.04 * speck
-    earth = soil * tone[..., None]
+    earth = soil * tone
     relief = 0.02 * wave + 0.09 * fine
     if plot.use == "furrow":
-        return earth * (1 + 0.04 * wave)[..., None], canvas.relief_light(relief)
+        return earth * (1 + 0.04 * wave), canvas.relief_light(relief)
     if plot.use == "stubble":
-        straw = np.asarray(style.straw, np.float32) * np.float32(plot.tone)
+        straw = bands(style.straw) * np.float32(plot.tone)
         tone = 0.86 + 0.26 * fine + 0.05 * wave + 0.3 * (wander - 0.5) + 0.07 * speck
-        return mix(straw * tone[..., None], earth, ramp(wander, 0.62, 0.95)), canvas.relief_light(
-            0.6 * relief
-        )
-    leaf = np.asarray(style.grass, np.float32) * np.float32(plot.tone)
-    leaf = leaf * (0.62 + 0.55 * fine + 0.25 * (wander - 0.5) + 0.09 * speck)[..., None]
+        return mix(straw * tone, earth, ramp(wander, 0.62, 0.95)), canvas.relief_light(0.6 * relief)
+    leaf = bands(style.grass) * np.float32(plot.tone)
+    leaf = leaf * (0.62 + 0.55 * fine + 0.25 * (wander - 0.5) + 0.09 * speck)
     full = ramp(wander, 0.1, 0.5) if plot.use == "crop" else np.float32(1.0)
     # young rows show the soil, grown ones close
     closed = 1.1 * ((plot.key % 89) / 89)

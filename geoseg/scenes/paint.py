@@ -116,11 +116,11 @@ class Painter:
                 paint_tree(canvas, tree, style)
 
     def _light(self, canvas: Canvas, keep: tuple[slice, slice]) -> FloatArray:
-        """Return the lit colours of a part of the canvas, (h, w, 3)."""
+        """Return the lit colours of a part of the canvas, (3, h, w)."""
         lit = canvas.light[keep] * (1 - self._shadow(canvas, keep))
-        out = canvas.colour[keep]
+        out = canvas.colour[:, keep[0], keep[1]]
         for band, shade in enumerate(self.town.style.shade):
-            out[..., band] *= np.float32(shade) + np.float32(1 - shade) * lit
+            out[band] *= np.float32(shade) + np.float32(1 - shade) * lit
         return out
 
     def _shadow(self, canvas: Canvas, keep: tuple[slice, slice]) -> FloatArray:
@@ -149,13 +149,13 @@ class Painter:
         uneven = 1 + 0.16 * (field(rect, self.gsd_m, 160.0, self.seed * 71 + 5) - 0.5)
         noise = grain(rect, self.seed * 71 + 6)
         # cameras sharpen brightness, and do it a little too much
-        grey = lit.mean(axis=2)
+        grey = lit.mean(axis=0)
         wide = gaussian_filter1d(grey, 1.2, axis=0, truncate=3.5)
         wide = gaussian_filter1d(wide, 1.2, axis=1, truncate=3.5)
         edges = (grey - wide)[inner, inner] * np.float32(style.sharpening)
         out = np.empty((3, rect.height, rect.width), np.uint8)
         for band in range(3):
-            soft = gaussian_filter1d(lit[..., band], style.blur_px, axis=0, truncate=3.5)
+            soft = gaussian_filter1d(lit[band], style.blur_px, axis=0, truncate=3.5)
             soft = gaussian_filter1d(soft, style.blur_px, axis=1, truncate=3.5)[inner, inner]
             soft = (soft + edges) * uneven
             # bright surfaces come close to white, dark ones keep their colour

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from geoseg.records import FloatArray, IntArray
-from geoseg.scenes.canvas import Canvas, mix, ramp, signed_distance
+from geoseg.scenes.canvas import Canvas, bands, mix, ramp, signed_distance
 from geoseg.scenes.houses import Fixture, Frame, House, Wing
 from geoseg.scenes.noise import Rect, grain, layered, uniform
 from geoseg.scenes.style import Colour
 
-_RUST = np.array((0.43, 0.29, 0.21), np.float32)
+_RUST = bands((0.43, 0.29, 0.21))
 
 
 def paint_house(canvas: Canvas, house: House) -> None:
@@ -45,10 +45,8 @@ def paint_house(canvas: Canvas, house: House) -> None:
     # the light line of the ridge cap and the dark one of the eaves
     top = float(rise.max())
     if house.roof != "shed":
-        colour *= (1 + 0.10 * ramp(rise, top - 0.26 * house.pitch, top - 0.08 * house.pitch))[
-            ..., None
-        ]
-    colour *= (1 - 0.14 * ramp(distance, -0.22, -0.02))[..., None]
+        colour *= 1 + 0.10 * ramp(rise, top - 0.26 * house.pitch, top - 0.08 * house.pitch)
+    colour *= 1 - 0.14 * ramp(distance, -0.22, -0.02)
     canvas.blend(rect, alpha, colour, light=light, height=house.eaves_m + rise)
 
 
@@ -143,15 +141,15 @@ def _sheets(rect: Rect, gsd_m: float, house: House, sheeting: _Sheeting) -> Floa
     tone -= 0.10 * worn * ramp(streak, 0.75, 1.0) * stain
     seam = np.abs(along / np.float32(wide) - strip - np.float32(0.5)) > 0.44
     tone -= 0.07 * seam
-    base = np.broadcast_to(np.asarray(house.cover.colour, np.float32), (*tone.shape, 3))
+    base = bands(house.cover.colour)
     if house.key % 5 == 0:
         # single sheets were replaced
         added = np.maximum(added, (age > 0.88).astype(np.float32) * np.float32(0.8))
-    colour = mix(base, house.second, added) * tone[..., None]
+    colour = mix(base, house.second, added) * tone
     level = stain + 0.55 * (age - 0.5) + 0.3 * (band - 0.5)
     edge = 1.05 - house.rust
     rust = ramp(level, edge - 0.2, edge + 0.3) * np.float32(min(0.85, 0.3 + house.rust))
-    return mix(colour, _RUST * (0.75 + 0.5 * stain)[..., None], rust)
+    return mix(colour, _RUST * (0.75 + 0.5 * stain), rust)
 
 
 def _tiles(rect: Rect, gsd_m: float, house: House, down: FloatArray) -> FloatArray:
@@ -159,7 +157,7 @@ def _tiles(rect: Rect, gsd_m: float, house: House, down: FloatArray) -> FloatArr
     stain = layered(rect, gsd_m, (2.6, 0.6, 0.25), house.key + 2)
     tone = 1 + 0.16 * (stain - 0.5) + 0.03 * grain(rect, house.key + 3)
     tone += 0.045 * np.cos(down * np.float32(2 * np.pi / 0.37))
-    colour = np.asarray(house.cover.colour, np.float32) * tone[..., None]
+    colour = bands(house.cover.colour) * tone
     moss = ramp(stain, 0.7, 1.0) * np.float32(0.1 + 0.4 * ((house.key % 17) / 17))
     return mix(colour, (0.25, 0.24, 0.2), moss)
 
@@ -173,16 +171,16 @@ def _paint_flat(
     wet = layered(rect, gsd, (3.7, 1.3, 0.5, 0.22), house.key + 4)
     tone = 1 + 0.22 * (stain - 0.5) + 0.02 * grain(rect, house.key + 3)
     tone -= 0.34 * ramp(wet, 0.5, 1.0)
-    colour = np.asarray(house.cover.colour, np.float32) * tone[..., None]
+    colour = bands(house.cover.colour) * tone
     height = np.full(distance.shape, house.eaves_m, np.float32)
     has_parapet = house.key % 8 != 0
     if has_parapet:
         # dirt gathers along the foot of the parapet
-        colour *= (1 - 0.16 * ramp(distance, -1.1, -0.3))[..., None]
+        colour *= 1 - 0.16 * ramp(distance, -1.1, -0.3)
         wide = 0.2 + 0.18 * ((house.key % 13) / 13)
         on_top = ramp(distance, -wide - gsd / 2, -wide + gsd / 2)
-        cap = np.asarray(house.second, np.float32) * (1 + 0.14 * (stain - 0.5))[..., None]
-        colour = colour + (cap - colour) * on_top[..., None]
+        cap = bands(house.second) * (1 + 0.14 * (stain - 0.5))
+        colour = colour + (cap - colour) * on_top
         height += np.float32(0.5 + 0.5 * ((house.key % 7) / 7)) * on_top
     canvas.blend(rect, alpha, colour, height=height)
 
@@ -205,7 +203,7 @@ def _paint_fixture(
         alpha = np.clip(0.5 + (np.float32(fixture.half_u) - far) * pixel, 0, 1)
         # a paler lid in the middle
         lid = ramp(-far, -0.55 * fixture.half_u, -0.3 * fixture.half_u) * np.float32(0.3)
-        base = np.broadcast_to(np.asarray(fixture.colour, np.float32), (*far.shape, 3))
+        base = bands(fixture.colour)
         colour = mix(base, (0.6, 0.6, 0.6), lid)
     else:
         gap = np.minimum(fixture.half_u - np.abs(du), fixture.half_v - np.abs(dv))
