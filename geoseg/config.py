@@ -144,7 +144,7 @@ def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
             raise wrong
         return tuple(value)
     allowed: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "str": (str,)}
-    head = annotation.split(" ")[0]
+    head = annotation.partition(" ")[0]
     types = (int, float) if head == "float" else allowed[head]
     if key == "gsd":
         types = (int, float, str)

@@ -113,7 +113,7 @@ class Instances:
     labels: IntArray
     """(n,) index into the detector's ``classes``; no background."""
     masks: FloatArray | Sequence[FloatArray]
-    """(n, M, M), or n arrays (h, w): probabilities at the cell centres of a grid laid on the box."""
+    """(n, M, M), or n arrays (h, w): probabilities at the cell centres of a grid on the box."""
     saturated: bool = False
     """True if the detector hit a cap and may have left objects out."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -71,7 +71,7 @@ def _run_on_cluster(
     from dask.distributed import Client, as_completed
     from distributed.deploy.subprocess import SubprocessCluster
 
-    settings = {
+    settings: dict[str, Any] = {
         # one thread a worker: BLAS and torch bring their own
         "distributed.worker.daemon": True,
         "distributed.scheduler.worker-ttl": "15 minutes",
@@ -86,7 +86,7 @@ def _run_on_cluster(
         # __main__ guard, and nothing listens beyond this machine
         SubprocessCluster(
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address=None,  # type: ignore[arg-type]  # its own text allows None
             n_workers=workers,
             threads_per_worker=1,
             worker_kwargs={"dashboard": False},

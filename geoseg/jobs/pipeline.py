@@ -603,12 +603,12 @@ def _notes(
         )
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
-    for image in plan.images:
-        if not 0.5 <= image.info.gsd_m / image.grid.gsd_m <= 2.1:
-            notes.append(
-                f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel, the model "
-                f"works at {image.grid.gsd_m:.3g} m: expect worse results"
-            )
+    notes += [
+        f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel and was enlarged to "
+        f"{image.grid.gsd_m:.3g} m for the model: expect worse results"
+        for image in plan.images
+        if image.info.gsd_m > 2 * image.grid.gsd_m
+    ]
     if len(objects) == 0:
         run = sum(s.tiles_run for s in summaries)
         notes.append(

@@ -28,7 +28,7 @@ from geoseg.jobs.parts import Part, PartSummary, read_summary, write_part
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch
 from geoseg.objects.vectorize import vectorize
-from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
+from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile, TileBatch
 
 _COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
@@ -109,9 +109,10 @@ def run_supertile(task: SupertileTask) -> PartSummary:
             imaged = _imaged_area(image.valid, supertile).wkt
         batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
         del image
-        seen = batch.valid.any(axis=(1, 2))
+        seen: BoolArray = np.asarray(batch.valid.any(axis=(1, 2)))
         run = [tile for tile, use in zip(wanted, seen, strict=True) if use]
-        fragments = _detect(task, run, batch.pixels[seen], batch.valid[seen], clock, saturated)
+        shown = TileBatch(batch.pixels[seen], batch.valid[seen])
+        fragments, saturated = _detect(task, run, shown, clock)
     with _timed(clock, "stitch"):
         foreign = [tile.window for tile in task.tiles.neighbour_tiles(supertile)]
         settled = split_settled(fragments, run, foreign)
@@ -140,40 +141,40 @@ def run_supertile(task: SupertileTask) -> PartSummary:
 def _detect(
     task: SupertileTask,
     tiles: Sequence[Tile],
-    pixels: Any,
-    valid: BoolArray,
+    batch: TileBatch,
     clock: dict[str, float],
-    saturated: list[tuple[int, int]],
-) -> Fragments:
-    """Run the detector on all tiles and trace what it finds."""
+) -> tuple[Fragments, list[tuple[int, int]]]:
+    """Run the detector on all tiles and trace what it finds; name the tiles that hit its cap."""
     if not tiles:
-        return Fragments.empty()
+        return Fragments.empty(), []
     with _timed(clock, "load"):
         detector = task.detector.load()
     shape = (task.grid.height, task.grid.width)
     # as many tiles at once as the detector's own batch, so that memory stays flat
     step = int(getattr(detector, "batch", 4))
     traced: list[Fragments] = []
+    saturated: list[tuple[int, int]] = []
     for first in range(0, len(tiles), step):
         chosen = tiles[first : first + step]
         with _timed(clock, "detect"):
-            found = _call(detector, pixels[first : first + step], chosen)
+            found = _call(detector, batch.pixels[first : first + step], chosen)
         with _timed(clock, "vectorize"):
             for row, (tile, instances) in enumerate(zip(chosen, found, strict=True), first):
                 if instances.saturated:
                     saturated.append(tile.index)
                 kept = _above(instances, task.detector.min_score)
                 traced.append(
-                    vectorize(kept, tile, tile_row=row, raster_shape=shape, valid=valid[row])
+                    vectorize(kept, tile, tile_row=row, raster_shape=shape, valid=batch.valid[row])
                 )
-    return Fragments.concatenate(traced)
+    return Fragments.concatenate(traced), saturated
 
 
 def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instances]:
     """Call a detector that may be anybody's, and check what it returns."""
     place = f"tiles {tiles[0].index} to {tiles[-1].index}, detect"
     try:
-        found = detector(pixels)
+        # anybody's code: what it returns need not be what it promised
+        found: Any = detector(pixels)
     except Exception as error:
         raise TileError(f"{place}: the detector raised {error!r}") from error
     if not isinstance(found, list) or len(found) != len(tiles):
@@ -189,7 +190,8 @@ def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instan
                 f"{place}: label {instances.labels.max()} is out of range; the detector names "
                 f"{len(detector.classes)} classes"
             )
-    return found
+    checked: list[Instances] = found
+    return checked
 
 
 def _above(instances: Instances, min_score: float) -> Instances:
@@ -201,7 +203,7 @@ def _above(instances: Instances, min_score: float) -> Instances:
         boxes=instances.boxes[keep],
         scores=instances.scores[keep],
         labels=instances.labels[keep],
-        masks=masks[keep] if isinstance(masks, np.ndarray) else [masks[i] for i in keep],
+        masks=masks[keep] if isinstance(masks, np.ndarray) else [masks[int(i)] for i in keep],
         saturated=instances.saturated,
     )
 

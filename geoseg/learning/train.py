@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from geoseg.errors import ConfigError
 from geoseg.learning.labels import Augmentation, ChipSampler, load_site
-from geoseg.models.card import ModelCard, save_model
+from geoseg.models.card import ModelCard, load_card_and_weights, save_model, with_tuples
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn
 
 log = logging.getLogger(__name__)
@@ -103,17 +103,14 @@ def read_training_file(path: Path) -> TrainingFile:
         raise ConfigError(f"{path} does not exist; name a training file (TOML)") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    train = dict(table.get("train", {}))
-    if "architecture" in train:
-        train["architecture"] = Architecture.from_dict(train["architecture"])
-    if "augmentation" in train:
-        values = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in train["augmentation"].items()
-        }
-        train["augmentation"] = Augmentation(**values)
-    train |= {k: tuple(v) for k, v in train.items() if isinstance(v, list)}
+    train = with_tuples(table.get("train", {}))
     try:
-        settings = TrainSettings(**({"classes": ()} | train))
+        if "architecture" in train:
+            train["architecture"] = Architecture.from_dict(train["architecture"])
+        if "augmentation" in train:
+            train["augmentation"] = Augmentation(**with_tuples(train["augmentation"]))
+        train.setdefault("classes", ())
+        settings = TrainSettings(**train)
     except TypeError as error:
         raise ConfigError(f"{path}: [train] {error}") from error
     if not table.get("sites"):
@@ -196,8 +193,6 @@ def _initial_model(settings: TrainSettings) -> MaskRCNN:
     if settings.start == "imagenet":
         _load_imagenet(model.backbone.body, settings.architecture.backbone)
     elif settings.start != "nothing":
-        from geoseg.models.card import load_card_and_weights
-
         _, weights = load_card_and_weights(Path(settings.start))
         model.load_state_dict(weights)
     if settings.start != "nothing":
@@ -296,7 +291,8 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
     step = _resume(run_dir / CHECKPOINT, model, mean, optimizer)
     last = settings.steps if max_steps is None else min(settings.steps, step + max_steps)
     model.train()
-    begun, first, shown = time.monotonic(), step, {}
+    begun, first = time.monotonic(), step
+    shown: dict[str, float] = {}
     for batch in _batches(sampler, settings, step) if step < last else ():
         share = _schedule(step, settings)
         for group in optimizer.param_groups:

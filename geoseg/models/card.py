@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CARD_VERSION = 1
 
 
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON or TOML table with its lists as tuples, as frozen records hold them."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """Everything a run must know about a model besides its weights."""
@@ -85,7 +90,7 @@ class ModelCard:
         missing = sorted({"name", "classes", "gsd_m", "architecture"} - set(values))
         if missing:
             raise ModelError(f"{where} lacks {missing}; a model card must have them")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**with_tuples(values))
 
     def to_json(self) -> str:
         """Return the card as JSON text."""

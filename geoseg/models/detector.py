@@ -62,13 +62,14 @@ def load_detector(spec: str) -> Detector:
     if not callable(factory):
         raise ModelError(f"--detector {spec}: {module_name} has no callable '{factory_name}'")
     try:
-        detector = factory()
-    except Exception as error:  # noqa: BLE001  # the user's code may raise anything
+        made: Any = factory()
+    except Exception as error:  # the user's code may raise anything
         raise ModelError(f"--detector {spec}: the factory raised {error!r}") from error
-    classes = getattr(detector, "classes", None)
-    if not callable(detector) or not isinstance(classes, tuple) or not classes:
+    classes = getattr(made, "classes", None)
+    if not callable(made) or not isinstance(classes, tuple) or not classes:
         raise ModelError(
-            f"--detector {spec}: the factory returned {type(detector).__name__}; expected a "
+            f"--detector {spec}: the factory returned {type(made).__name__}; expected a "
             "callable with classes: tuple[str, ...] (geoseg.Detector)"
         )
+    detector: Detector = made
     return detector

@@ -87,8 +87,8 @@ class MaskRCNNDetector:
         self.model = model.eval().requires_grad_(False)
         _fuse_batch_norm(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
-        self.model.rpn._pre_nms_top_n = {"training": 0, "testing": 1000}  # noqa: SLF001
-        self.model.rpn._post_nms_top_n = {"training": 0, "testing": card.proposals}  # noqa: SLF001
+        self.model.rpn._pre_nms_top_n = {"training": 0, "testing": 1000}
+        self.model.rpn._post_nms_top_n = {"training": 0, "testing": card.proposals}
         low, high = card.value_range
         mean = torch.tensor(card.mean, device=self.device)
         std = torch.tensor(card.std, device=self.device)
@@ -172,7 +172,8 @@ class MaskRCNNDetector:
         logits = heads.mask_predictor(heads.mask_head(pooled))
         labels = torch.cat([labels for _, _, labels in kept])
         rows = torch.arange(len(labels), device=labels.device)
-        return torch.sigmoid(logits[rows, labels + 1]).split(counts)
+        masks: Sequence[Tensor] = torch.sigmoid(logits[rows, labels + 1]).split(counts)
+        return masks
 
 
 def _fuse_batch_norm(model: MaskRCNN) -> None:

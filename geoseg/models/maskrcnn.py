@@ -25,6 +25,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from geoseg.errors import ModelError
+from geoseg.models.card import with_tuples
 from geoseg.models.roialign import PyramidRoIAlign
 
 LEVELS = ("0", "1", "2", "3")
@@ -59,7 +60,7 @@ class Architecture:
                 f"the card's architecture has unknown keys {sorted(unknown)}; "
                 "it was written by another version of geoseg"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**with_tuples(values))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the card's JSON."""
@@ -84,7 +85,7 @@ class PyramidBackbone(nn.Module):
         import timm
 
         try:
-            self.body = timm.create_model(
+            body: Any = timm.create_model(
                 architecture.backbone,
                 pretrained=False,
                 features_only=True,
@@ -95,8 +96,9 @@ class PyramidBackbone(nn.Module):
                 f"unknown timm backbone '{architecture.backbone}': {error}; "
                 "python -c 'import timm; print(timm.list_models())' lists the known ones"
             ) from error
+        self.body = body
         self.fpn = FeaturePyramidNetwork(
-            self.body.feature_info.channels(),
+            body.feature_info.channels(),
             architecture.fpn_channels,
             extra_blocks=LastLevelMaxPool(),
             norm_layer=_group_norm,

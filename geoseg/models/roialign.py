@@ -82,7 +82,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, matrix: scipy.sparse.csr_matrix, size: int) -> Tensor:
-        n, channels, height, width = features.shape
+        channels = features.shape[1]
         ctx.matrix, ctx.shape, ctx.dtype = matrix, features.shape, features.dtype
         flat = features.detach().permute(0, 2, 3, 1).reshape(-1, channels).float().numpy()
         return torch.from_numpy(matrix @ flat).view(-1, size, size, channels).permute(0, 3, 1, 2)
