@@ -14,13 +14,13 @@ import numpy as np
 import pyogrio
 import pyproj
 import rasterio
-import rasterio.shutil
 import shapely
 from affine import Affine
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from geoseg.errors import ConfigError, OutputError
+from geoseg.imagery.source import create_raster, to_cog
 from geoseg.records import BoolArray, DoubleArray, GeometryArray
 from geoseg.scenes.areas import aoi_polygon, hole_ring, region_polygons
 from geoseg.scenes.canvas import signed_distance
@@ -179,46 +179,28 @@ def _check_content(seed: int, crs: str, density: float) -> None:
         )
 
 
-@contextmanager
-def _open_raster(path: Path, profile: Mapping[str, Any]) -> Iterator[DatasetWriter]:
-    """Open a new raster for writing."""
-    with rasterio.open(path, "w", **profile) as dataset:
-        yield dataset
-
-
 def _write_image(scene: _Scene, path: Path) -> None:
     """Paint the scene into a tiled GeoTIFF, then turn it into a COG."""
     raw = path.with_name("." + path.name + ".part")
-    profile = {
-        "driver": "GTiff",
-        "width": scene.width_px,
-        "height": scene.height_px,
-        "count": 3,
-        "dtype": "uint8",
-        "crs": scene.crs,
-        "transform": scene.transform,
-        "photometric": "RGB",
-        "tiled": True,
-        "blockxsize": _BLOCK_PX,
-        "blockysize": _BLOCK_PX,
-        "BIGTIFF": "IF_SAFER",
-    }
     path.unlink(missing_ok=True)
     try:
         # a small block cache: the default is a share of the machine's memory
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128):
-            with _open_raster(raw, profile) as dataset:
-                _paint_windows(scene, dataset)
-            rasterio.shutil.copy(
-                str(raw),
-                str(path),
-                driver="COG",
-                COMPRESS="JPEG",
-                QUALITY="90",
-                BLOCKSIZE=str(_BLOCK_PX),
-                OVERVIEW_RESAMPLING="AVERAGE",
-                BIGTIFF="IF_SAFER",
-            )
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=128),
+            create_raster(
+                raw,
+                height=scene.height_px,
+                width=scene.width_px,
+                bands=3,
+                dtype="uint8",
+                crs=scene.crs,
+                transform=scene.transform,
+                photometric="RGB",
+                compress="none",
+            ) as dataset,
+        ):
+            _paint_windows(scene, dataset)
+        to_cog(raw, path, compress="JPEG", quality=90)
     finally:
         raw.unlink(missing_ok=True)
 

@@ -1,0 +1,72 @@
+"""geoseg detect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _bands(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter("expected band numbers such as 1,2,3") from error
+
+
+def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
+    if value is None or value == "native":
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise click.BadParameter("expected native or metres per pixel, such as 0.13") from error
+
+
+@click.command(short_help="Find objects in images and write them as polygons.")
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="GeoPackage (.gpkg), GeoParquet (.parquet), FlatGeobuf (.fgb) or GeoJSON (.geojson).",
+)
+@click.option("--model", default="buildings", show_default=True, help="Name or .safetensors file.")
+@click.option("--detector", metavar="MODULE:FACTORY", help="Your own detector instead of a model.")
+@click.option("--tile-size", type=int, help="Side of a tile, px.  [default: the model card's]")
+@click.option("--overlap", type=int, help="Px that tiles share.  [default: the model card's]")
+@click.option("--min-score", type=float, help="Score threshold.  [default: the model card's]")
+@click.option(
+    "--gsd", callback=_gsd, metavar="native|METRES", help="Working pixel size on the ground.  "
+    "[default: the model card's]",
+)  # fmt: skip
+@click.option("--bidx", "-b", callback=_bands, metavar="1,2,3", help="Bands, 1-based, in order.")
+@click.option("--aoi", type=click.Path(path_type=Path), help="Look only inside these polygons.")
+@click.option("--regions", type=click.Path(path_type=Path), help="Count per polygon of this layer.")
+@click.option("--workers", "-j", type=int, help="Processes.  [default: one per physical core]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--supertile-size", type=int, help="Side of what one task reads, px.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Parts, log and manifest; the same command goes on there.  [default: beside the output]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output or other run.")
+@click.option("--dst-crs", help="CRS of the output.  [default: the first image's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Find objects in IMAGES (files, folders or globs) and write one polygon per object."""
+    from geoseg.config import DetectSettings
+    from geoseg.jobs.pipeline import run_detect
+    from geoseg.jobs.progress import show_progress, show_result
+
+    settings = DetectSettings(**options)
+    with show_progress() as progress:
+        result = run_detect(settings, progress=progress)
+    show_result(result, as_json=as_json)
+    context.exit(result.exit_code)
