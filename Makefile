@@ -18,7 +18,7 @@ help: ## list the targets
 setup: $(STAMP) ## install everything into .venv (the other targets do it when needed)
 
 demo: $(STAMP) ## render a town, run the main job on it, compare with the truth (folder demo/)
-	$(BIN)/geoseg demo demo
+	$(BIN)/geoseg demo demo --overwrite
 
 test: $(STAMP) ## run the tests, without those that take long or need a GPU
 	$(BIN)/python -m pytest -m "not slow and not gpu"
