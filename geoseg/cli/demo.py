@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from geoseg.cli.progress import show_progress
+from geoseg.cli.result import show_demo
+
 
 @click.command(short_help="Render a town, run the main job on it, compare with the truth.")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -19,7 +22,6 @@ def command(
 ) -> None:
     """Render a town into FOLDER, find its buildings and compare them with the truth."""
     from geoseg.jobs.demo import render, run_demo
-    from geoseg.jobs.progress import show_demo, show_progress
 
     if render_only:
         files = render(folder, size_px=size, seed=seed, overwrite=overwrite)

@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from geoseg.cli.progress import show_progress
+from geoseg.cli.result import show_result
+
 
 def _bands(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
     if value is None:
@@ -63,7 +66,6 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Find objects in IMAGES (files, folders or globs) and write one polygon per object."""
     from geoseg.config import DetectSettings
     from geoseg.jobs.pipeline import run_detect
-    from geoseg.jobs.progress import show_progress, show_result
 
     settings = DetectSettings(**options)
     with show_progress() as progress:

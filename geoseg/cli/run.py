@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from geoseg.cli.progress import show_progress
+from geoseg.cli.result import show_result
+
 
 @click.command(short_help="Run a job file (TOML).")
 @click.argument("job", type=click.Path(path_type=Path))
@@ -17,7 +20,6 @@ def command(context: click.Context, job: Path, overwrite: bool, as_json: bool) -
     """Run JOB, a TOML file whose [detect] table holds the options of geoseg detect."""
     from geoseg.config import read_job
     from geoseg.jobs.pipeline import run_detect
-    from geoseg.jobs.progress import show_progress, show_result
 
     settings = read_job(job)
     if settings.output is None:

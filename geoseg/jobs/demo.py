@@ -91,10 +91,11 @@ def run_demo(
     )
     truth = read_vector(town.footprints, what="truth")
     regions = read_vector(town.regions)
-    found, true = count(run.objects, regions), count(truth, regions)
+    aoi = read_vector(town.aoi, what="AOI")
+    inside = truth[truth.representative_point().intersects(aoi.union_all())]
+    found, true = count(run.objects, regions), count(inside, regions)
     counts = found.assign(truth=true["count"].to_numpy())
     counts.attrs = dict(found.attrs)
-    aoi = read_vector(town.aoi, what="AOI")
     pixels, transform, _ = read_overview(town.image, PICTURE_PX)
     picture = write_preview(
         pixels,

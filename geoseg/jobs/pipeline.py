@@ -117,8 +117,8 @@ class RunResult:
     output: Path | None
     run_dir: Path | None
     seconds: float
-    tiles: dict[str, int]
-    """Supertiles by status."""
+    supertiles: dict[str, int]
+    """How many ended in which status; they add up to all."""
     saturated: int
     """Tiles that reached a cap of the detector."""
     peak_mb: float
@@ -129,7 +129,7 @@ class RunResult:
     @property
     def exit_code(self) -> int:
         """0 done, 3 done but supertiles failed."""
-        return 3 if self.tiles.get("failed") else 0
+        return 3 if self.supertiles.get("failed") else 0
 
 
 # --- before anything runs -------------------------------------------------------------------
@@ -327,7 +327,7 @@ def run_detect(
                 output=settings.output,
                 run_dir=_run_dir(settings),
                 seconds=seconds,
-                tiles=dict(Counter(s.status for s in summaries)),
+                supertiles=dict(Counter(s.status for s in summaries)),
                 saturated=sum(len(s.saturated) for s in summaries),
                 peak_mb=round(peak, 1),
                 notes=_notes(plan, objects, summaries),
@@ -651,7 +651,7 @@ def _manifest(
             for i in plan.images
         ],
         "objects": len(result.objects),
-        "supertiles": result.tiles,
+        "supertiles": result.supertiles,
         "saturated_tiles": result.saturated,
         "seconds": {
             "total": round(result.seconds, 2),

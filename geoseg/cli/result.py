@@ -1,0 +1,102 @@
+"""What a run found, on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geoseg.cli.show import show_json, show_table
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+    from geoseg.jobs.demo import DemoResult
+    from geoseg.jobs.pipeline import RunResult
+
+
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """Print what a run found, and numbers that add up."""
+    if as_json:
+        show_json(_as_dict(result))
+        return
+    if result.regions is not None:
+        _show_counts(result.regions, len(result.objects))
+    states = result.supertiles
+    click.echo(
+        f"{sum(states.values())} supertiles: {states.get('done', 0)} done, "
+        f"{states.get('empty', 0)} empty, {states.get('nodata', 0)} nodata, "
+        f"{states.get('outside', 0)} outside the AOI, {states.get('failed', 0)} failed"
+    )
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    if result.exit_code:
+        click.echo("the coverage layer says which supertiles failed; the same command tries again")
+    click.echo(
+        f"{len(result.objects)} objects in {result.seconds:.0f} s, "
+        f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}"
+    )
+
+
+def _as_dict(result: RunResult) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "output": str(result.output),
+        "run_dir": str(result.run_dir),
+        "objects": len(result.objects),
+        "supertiles": result.supertiles,
+        "saturated_tiles": result.saturated,
+        "seconds": round(result.seconds, 2),
+        "peak_mb": result.peak_mb,
+        "notes": list(result.notes),
+    }
+    if result.regions is not None:
+        rows = result.regions.drop(columns=result.regions.geometry.name)
+        values["regions"] = rows.to_dict(orient="records")
+        values["outside"] = int(result.regions.attrs["outside"])
+    return values
+
+
+def _show_counts(regions: gpd.GeoDataFrame, n_objects: int) -> None:
+    rows = [
+        [name, int(row["count"]), round(row["density_km2"]), f"{row['imaged_share']:.0%}"]
+        for name, (_, row) in zip(_names(regions), regions.iterrows(), strict=True)
+    ]
+    totals = [
+        ["outside", int(regions.attrs["outside"]), None, None],
+        ["all", n_objects, None, None],
+    ]
+    show_table(["region", "objects", "per km2", "imaged"], rows, totals=totals)
+
+
+def _names(regions: gpd.GeoDataFrame) -> list[str]:
+    """Return what to call the regions: their name field, or their number."""
+    field = regions.attrs.get("region_field")
+    values = regions[field] if field else range(1, len(regions) + 1)
+    return [str(value) for value in values]
+
+
+def show_demo(result: DemoResult) -> None:
+    """Print the demo's table: objects and truth per region, quality, seconds, files."""
+    counts = result.counts
+    rows = [
+        [name, int(row["count"]), int(row["truth"])]
+        for name, (_, row) in zip(_names(counts), counts.iterrows(), strict=True)
+    ]
+    n_truth = int(counts["truth"].sum()) + result.outside[1]
+    totals = [["outside", *result.outside], ["all", len(result.run.objects), n_truth]]
+    show_table(["region", "objects", "truth"], rows, totals=totals)
+    q = result.quality
+    click.echo(f"precision {q.precision:.3f}, recall {q.recall:.3f}, F1 {q.f1:.3f} at IoU 0.5")
+    click.echo(
+        f"{result.render_s:.0f} s to render, {result.run.seconds:.0f} s to find, join and count; "
+        f"largest process {result.run.peak_mb / 1000:.2f} GB"
+    )
+    files = {
+        "image": result.town.image,
+        "truth": result.town.footprints,
+        "regions": result.town.regions,
+        "objects": result.run.output,
+        "picture": result.picture,
+    }
+    for name, path in files.items():
+        click.echo(f"{name + ':':9}{path}")
