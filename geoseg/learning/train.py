@@ -258,7 +258,8 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
     Returns
     -------
     Path
-        ``run_dir/model.safetensors``, the running mean of the weights, with its card beside it.
+        ``run_dir/model.safetensors``, the running mean of the weights in half precision, with its
+        card beside it.
 
     Raises
     ------
@@ -319,7 +320,7 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
             _save_checkpoint(run_dir / CHECKPOINT, step, model, mean, optimizer)
         if step == last:
             break
-    return save_model(run_dir / "model.safetensors", mean, _card(job))
+    return save_model(run_dir / "model.safetensors", mean, _card(job), half=True)
 
 
 def _card(job: TrainingFile) -> ModelCard:
