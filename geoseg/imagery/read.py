@@ -6,6 +6,7 @@ as a band), .msk file or internal mask, NaN or Inf. Invalid pixels are 0 in ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
+from rasterio.windows import transform as window_transform
 
-from geoseg.errors import TileError
+from geoseg.errors import SourceError, TileError
 from geoseg.imagery.georef import WorkingGrid, scaled_transform
 from geoseg.imagery.resample import axis_kernel, resample
 from geoseg.imagery.source import describe_raster, open_raster, select_bands
-from geoseg.records import BoolArray, RasterInfo, Supertile, Tile, TileBatch
+from geoseg.records import BoolArray, DoubleArray, RasterInfo, Supertile, Tile, TileBatch
 
 _STRIP_PX = 4_000_000
 """Source pixels resampled at once; bounds memory (some 100 bytes a pixel for three bands)."""
@@ -340,34 +342,113 @@ def read_overview(path: str | Path, max_px: int) -> tuple[npt.NDArray[np.uint8],
     TileError
         If it cannot be read.
     """
+    return read_view(path, None, max_px)
+
+
+def read_view(
+    path: str | Path, bounds: tuple[float, float, float, float] | None, max_px: int
+) -> tuple[npt.NDArray[np.uint8], Affine, BoolArray]:
+    """Read a part of a raster as a picture.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file on this machine.
+    bounds : tuple of float, optional
+        (x0, y0, x1, y1) in the CRS of the raster; whatever of it lies on the raster is read, to
+        whole pixels. Of a rotated raster that is the window that encloses the bounds. None: all.
+    max_px : int
+        Longest side of the picture, px; at least 1. A part with fewer pixels keeps them.
+
+    Returns
+    -------
+    rgb : (h, w, 3) uint8
+        Grey where the raster has fewer than three bands. uint8 is as stored, other types are
+        stretched between the 2nd and 98th percentile of the part's valid pixels; 0 where invalid.
+    transform : Affine
+        Maps (col, row) of the picture to the CRS.
+    valid : (h, w) bool
+        True = use this pixel.
+
+    Raises
+    ------
+    SourceError
+        If the raster cannot be used, or the bounds are turned around or off the raster.
+    TileError
+        If it cannot be read.
+    """
     info = describe_raster(path)
     colors = info.bands - (info.alpha_band is not None)
     bands = select_bands(info, None, 3 if colors >= 3 else 1)
-    shrink = max(1.0, max(info.height, info.width) / max_px)
-    height = max(1, round(info.height / shrink))
-    width = max(1, round(info.width / shrink))
+    window = _view_window(info, bounds)
+    full_height, full_width = int(window.height), int(window.width)
+    reduction = max(1.0, max(full_height, full_width) / max_px)
+    height = max(1, round(full_height / reduction))
+    width = max(1, round(full_width / reduction))
     with open_raster(path) as src:
-        pixels, valid = _read_small(src, info, bands, (height, width))
+        pixels, valid = _read_small(src, info, bands, window, (height, width))
     if pixels.dtype != np.uint8:
         pixels = _stretch(pixels, valid)
     pixels[:, ~valid] = 0
     rgb = np.moveaxis(np.broadcast_to(pixels, (3, height, width)), 0, -1)
-    transform = scaled_transform(info.transform, info.width / width, info.height / height)
+    corner = window_transform(window, info.transform)
+    transform = scaled_transform(corner, full_width / width, full_height / height)
     return np.ascontiguousarray(rgb), transform, valid
 
 
+def _view_window(info: RasterInfo, bounds: tuple[float, float, float, float] | None) -> Window:
+    """Return the window of whole pixels that encloses the bounds, clipped to the raster."""
+    if bounds is None:
+        return Window(0, 0, info.width, info.height)
+    x0, y0, x1, y1 = bounds
+    wanted = ",".join(f"{value:.10g}" for value in bounds)
+    if not (np.isfinite(bounds).all() and x0 < x1 and y0 < y1):
+        raise SourceError(
+            f"bounds {wanted} hold no area; expected x0,y0,x1,y1 with x0 < x1 and y0 < y1"
+        )
+    cols, rows = _corners(~info.transform, x0, y0, x1, y1)
+    # a thousandth of a pixel is rounding, not a wish for one pixel more
+    left, right = max(0, math.floor(min(cols) + 1e-3)), math.ceil(max(cols) - 1e-3)
+    top, bottom = max(0, math.floor(min(rows) + 1e-3)), math.ceil(max(rows) - 1e-3)
+    right, bottom = min(info.width, right), min(info.height, bottom)
+    if left >= right or top >= bottom:
+        xs, ys = _corners(info.transform, 0, 0, info.width, info.height)
+        covered = f"{min(xs):.10g},{min(ys):.10g},{max(xs):.10g},{max(ys):.10g}"
+        raise SourceError(
+            f"bounds {wanted} lie off {Path(info.path).name}, which covers {covered}; "
+            "give bounds in its CRS"
+        )
+    return Window(left, top, right - left, bottom - top)
+
+
+def _corners(
+    transform: Affine, x0: float, y0: float, x1: float, y1: float
+) -> tuple[DoubleArray, DoubleArray]:
+    """Return x and y of the four corners of a box under an affine map."""
+    x, y = np.array([x0, x0, x1, x1]), np.array([y0, y1, y0, y1])
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return a * x + b * y + c, d * x + e * y + f
+
+
 def _read_small(
-    src: DatasetReader, info: RasterInfo, bands: tuple[int, ...], shape: tuple[int, int]
+    src: DatasetReader,
+    info: RasterInfo,
+    bands: tuple[int, ...],
+    window: Window,
+    shape: tuple[int, int],
 ) -> tuple[npt.NDArray[Any], BoolArray]:
-    """Read all of the raster at a small size; GDAL takes overviews by itself."""
-    how = Resampling.average if shape != (info.height, info.width) else Resampling.nearest
+    """Read a window at a small size; GDAL takes overviews by itself."""
+    whole = shape == (window.height, window.width)
+    how = Resampling.nearest if whole else Resampling.average
     try:
-        pixels = src.read(list(bands), out_shape=(len(bands), *shape), resampling=how)
+        pixels = src.read(
+            list(bands), window=window, out_shape=(len(bands), *shape), resampling=how
+        )
         valid = _valid(info, pixels)
         if info.mask_kind == "mask":
-            valid &= src.read_masks(1, out_shape=shape) != 0
+            valid &= src.read_masks(1, window=window, out_shape=shape) != 0
         if info.alpha_band is not None:
-            valid &= src.read(info.alpha_band, out_shape=shape) != 0
+            valid &= src.read(info.alpha_band, window=window, out_shape=shape) != 0
     except (RasterioError, OSError) as error:
         raise TileError(
             f"cannot read {Path(info.path).name}: {error}; geoseg check tells more"

@@ -24,6 +24,9 @@ from affine import Affine
 from rasterio.features import rasterize
 
 from geoseg.errors import OutputError
+from geoseg.imagery.read import read_view
+from geoseg.imagery.source import describe_raster
+from geoseg.objects.count import count
 from geoseg.outputs.style import REGION_COLOUR, TRUTH_COLOUR, Colour, class_colours
 from geoseg.records import DoubleArray, GeometryArray
 
@@ -104,6 +107,49 @@ def write_preview(
     picture, scaled = shrink(pixels, transform, max_px)
     drawn = draw_objects(picture, scaled, crs, objects, truth=truth, regions=regions)
     return write_png(path, drawn)
+
+
+def preview_image(
+    image: str | Path,
+    objects: gpd.GeoDataFrame,
+    path: str | Path,
+    *,
+    truth: gpd.GeoDataFrame | None = None,
+    regions: gpd.GeoDataFrame | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+    max_px: int = 2000,
+) -> Path:
+    """Read imagery at the size of a picture, draw objects over it and write a PNG.
+
+    Parameters
+    ----------
+    image : str or Path
+        A raster on this machine.
+    objects, path, truth, max_px
+        As in :func:`write_preview`.
+    regions : GeoDataFrame, optional
+        Outlined in white and labelled with their names and the number of objects in them.
+    bounds : tuple of float, optional
+        (x0, y0, x1, y1) in the CRS of the image: only this part.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    SourceError, TileError
+        If the image cannot be used or read, or the bounds are off it.
+    OutputError
+        As :func:`write_preview`.
+    """
+    pixels, transform, _ = read_view(image, bounds, max_px)
+    crs = describe_raster(image).crs_wkt
+    counted = None if regions is None else count(objects, regions)
+    return write_preview(
+        pixels, transform, crs, objects, path, truth=truth, regions=counted, max_px=max_px
+    )
 
 
 def draw_objects(

@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ DRIVERS = {
     ".geojson": "GeoJSON",
 }
 """What we write, by suffix."""
+COUNT_SUFFIXES = (*DRIVERS, ".csv")
+"""What counts per region are written as."""
 OBJECT_DTYPES: dict[str, str] = {
     "object_id": "int64",
     "uid": "str",
@@ -59,7 +61,11 @@ _MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "
 
 
 def read_vector(
-    path: str | Path, *, layer: str | None = None, what: str = "regions"
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    what: str = "regions",
+    where: str | None = None,
 ) -> gpd.GeoDataFrame:
     """Read polygons that a user gives us; the only place that reads vector files.
 
@@ -71,24 +77,31 @@ def read_vector(
         Layer of the file; by default the only one with polygons, or the one called ``what``.
     what : str
         What the polygons are for: 'regions', 'AOI', 'truth', 'objects'; for messages.
+    where : str, optional
+        Keep only rows for which this holds: the WHERE clause of SQL, as in ``ogr2ogr -where``.
 
     Returns
     -------
     GeoDataFrame
-        All rows, with a CRS and at least one polygon.
+        All wanted rows, with a CRS and at least one polygon.
 
     Raises
     ------
     RegionError
         If the file is missing or unreadable, the layer is not clear, or there are no features,
-        no polygons or no CRS.
+        no polygons or no CRS; or ``where`` is no SQL, or the format has none (GeoParquet).
     """
     path = Path(path)
     if not path.exists():
         raise RegionError(f"{what} file {path} does not exist; check the path")
     try:
-        table = _read_any(path, layer, what)
+        table = _read_any(path, layer, what, where)
     except _UNREADABLE as error:
+        if where is not None and "SQL" in str(error):
+            raise RegionError(
+                f"{what} file {path}: '{where}' is no condition on its fields "
+                f"({_first_line(error)}); expected SQL such as: name = 'north' AND size > 10"
+            ) from error
         raise RegionError(
             f"{what} file {path} cannot be read as a vector layer ({_first_line(error)}); "
             "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
@@ -96,7 +109,10 @@ def read_vector(
     if not isinstance(table, gpd.GeoDataFrame) or "geometry" not in table:
         raise RegionError(f"{what} file {path} has no geometry; expected polygons")
     if len(table) == 0 and what != "objects":
-        raise RegionError(f"{what} file {path} holds no features; expected at least one polygon")
+        which = "" if where is None else f" where {where}"
+        raise RegionError(
+            f"{what} file {path} holds no features{which}; expected at least one polygon"
+        )
     if table.crs is None or table.crs.name.lower().startswith("undefined"):
         raise RegionError(
             f"{what} file {path} has no CRS, so it is unknown where on earth its polygons lie; "
@@ -115,7 +131,9 @@ def empty_objects(crs: pyproj.CRS | str | int) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(columns, geometry=gpd.GeoSeries([], crs=crs), crs=crs)
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> Path:
+def check_output(
+    path: str | Path, overwrite: bool = False, *, suffixes: Collection[str] = tuple(DRIVERS)
+) -> Path:
     """Refuse an output that could not be written, before anything is computed.
 
     Parameters
@@ -124,6 +142,8 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
         Where the output is to go.
     overwrite : bool
         Whether an existing file may be replaced.
+    suffixes : collection of str
+        What the name may end in, in lower case; by default the formats of tables.
 
     Returns
     -------
@@ -137,10 +157,10 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
         without ``overwrite``.
     """
     path = Path(path).expanduser().absolute()
-    if path.suffix.lower() not in DRIVERS:
+    if path.suffix.lower() not in suffixes:
         raise OutputError(
             f"output {path.name} has the unknown suffix '{path.suffix}'; "
-            f"expected one of {', '.join(DRIVERS)}"
+            f"expected {'one of ' if len(suffixes) > 1 else ''}{', '.join(suffixes)}"
         )
     if not path.parent.is_dir():
         raise OutputError(f"output folder {path.parent} does not exist; create it first")
@@ -199,11 +219,42 @@ def write_table(
             _write_layer(temporary, layer, table.to_crs(4326), RFC7946="YES")
         else:
             _write_layer(temporary, layer, table)
-        _fsync(temporary)
-        if path.exists() and not overwrite:
-            raise OutputError(f"output {path} appeared while it was being made; not replaced")
-        temporary.replace(path)
-        _fsync(path.parent)
+        _put(temporary, path, overwrite=overwrite)
+    return path
+
+
+def write_counts(path: str | Path, regions: gpd.GeoDataFrame, *, overwrite: bool = False) -> Path:
+    """Write regions with their counts, as a layer ``regions`` or as a plain table.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .csv (the fields without the geometry, UTF-8), or as for :func:`write_table`.
+    regions : GeoDataFrame
+        From :func:`geoseg.objects.count.count`; its ``attrs`` tell rule, total and outside.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        As :func:`write_table`.
+    """
+    path = check_output(path, overwrite, suffixes=COUNT_SUFFIXES)
+    notes = {name: regions.attrs.get(name) for name in ("rule", "total", "outside")}
+    if path.suffix.lower() == ".gpkg":
+        return write_geopackage(path, {"regions": regions}, overwrite=overwrite, metadata=notes)
+    if path.suffix.lower() != ".csv":
+        return write_table(path, regions, layer="regions", overwrite=overwrite)
+    table = pd.DataFrame(regions.drop(columns=regions.geometry.name))
+    with _scratch(path) as temporary:
+        table.to_csv(temporary, index=False, encoding="utf-8")
+        _put(temporary, path, overwrite=overwrite)
     return path
 
 
@@ -258,15 +309,20 @@ def write_geopackage(
     return path
 
 
-def _read_any(path: Path, layer: str | None, what: str) -> gpd.GeoDataFrame:
+def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gpd.GeoDataFrame:
     """Read a layer with the library that its format needs."""
     if path.suffix.lower() in {".parquet", ".geoparquet"}:
+        if where is not None:
+            raise RegionError(
+                f"{what} file {path} is GeoParquet, which takes no condition; "
+                "select the rows first, or give a GeoPackage"
+            )
         return gpd.read_parquet(path)
     name = _choose_layer(path, layer, what)
     if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
         # whatever its suffix says: it would read files and addresses that the user never named
         raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
-    return pyogrio.read_dataframe(path, layer=name, use_arrow=True)
+    return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
 
 
 def _choose_layer(path: Path, layer: str | None, what: str) -> str:
@@ -380,6 +436,15 @@ def _scratch(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(new: Path, target: Path, *, overwrite: bool) -> None:
+    """Put a finished file, which is no database, in place of the target."""
+    _fsync(new)
+    if target.exists() and not overwrite:
+        raise OutputError(f"output {target} appeared while it was being made; not replaced")
+    new.replace(target)
+    _fsync(target.parent)
 
 
 def _finish(path: Path, n_rows: Mapping[str, int], qml: Mapping[str, str]) -> None:
