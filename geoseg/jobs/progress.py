@@ -86,7 +86,10 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     for note in result.notes:
         _print(f"note: {note}")
     if result.exit_code:
-        _print("supertiles failed: see the coverage layer; the same command tries them again")
+        _print(
+            "supertiles failed: see the coverage layer; the same command with --overwrite tries "
+            "them again, and only them"
+        )
     _print(
         f"{len(result.objects)} objects in {result.seconds:.0f} s, "
         f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}"
