@@ -49,8 +49,8 @@ def detect(
     Raises
     ------
     GeosegError
-        If the input or a setting cannot be used, or supertiles failed (then nothing is lost: the
-        same call with the same ``output`` goes on where it was).
+        If the input or a setting cannot be used, or supertiles failed (then nothing is lost: what
+        was found is in ``output``, and the same call with ``overwrite=True`` does only the rest).
 
     Examples
     --------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -67,6 +68,11 @@ class DetectSettings:
         _check_range("--supertile-size", self.supertile_size, 32, 65536)
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"--overlap is {self.overlap}; expected 0 or more")
+        if (self.overlap or 0) >= (self.tile_size or math.inf):
+            raise ConfigError(
+                f"--overlap is {self.overlap} but --tile-size is {self.tile_size}; lower --overlap "
+                "or raise --tile-size until 0 <= overlap < tile size"
+            )
         if isinstance(self.gsd, str) and self.gsd != "native":
             raise ConfigError(f"--gsd is '{self.gsd}'; expected native or metres per pixel")
         if isinstance(self.gsd, int | float) and not 0.001 <= self.gsd <= 1000:
@@ -139,6 +145,8 @@ def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
         if not isinstance(value, str):
             raise wrong
         return path.parent / value
+    if key == "model" and isinstance(value, str) and value.endswith(".safetensors"):
+        return str(path.parent / value)
     if key == "bidx":
         if not isinstance(value, list) or not all(type(v) is int for v in value):
             raise wrong

@@ -31,7 +31,10 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     for note in result.notes:
         click.echo(f"note: {note}")
     if result.exit_code:
-        click.echo("the coverage layer says which supertiles failed; the same command tries again")
+        click.echo(
+            "supertiles failed: see the coverage layer; the same command with --overwrite tries "
+            "them again, and only them"
+        )
     click.echo(
         f"{len(result.objects)} objects in {result.seconds:.0f} s, "
         f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from geoseg.jobs import lifeline
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -64,57 +68,100 @@ def _try_here(function: Callable[[Task], Result], task: Task) -> Result | Except
     raise AssertionError  # the loop always returns
 
 
+_DASK: dict[str, Any] = {
+    # one thread a worker: BLAS and torch bring their own
+    "distributed.worker.daemon": True,
+    "distributed.scheduler.worker-ttl": "15 minutes",
+    # tasks return summaries of some 200 bytes: there is nothing to spill
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.profile.enabled": False,
+    # a driver that was killed must leave no process behind
+    "distributed.scheduler.preload": [lifeline.__name__],
+    "distributed.nanny.preload": [lifeline.__name__],
+    # what goes wrong comes back as an exception
+    "logging.distributed": "error",
+}
+
+
 def _run_on_cluster(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[tuple[Task, Result | Exception]]:
     import dask
-    from dask.distributed import Client, as_completed
-    from distributed.deploy.subprocess import SubprocessCluster
 
-    settings: dict[str, Any] = {
-        # one thread a worker: BLAS and torch bring their own
-        "distributed.worker.daemon": True,
-        "distributed.scheduler.worker-ttl": "15 minutes",
-        # tasks return summaries of some 200 bytes: there is nothing to spill
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.profile.enabled": False,
+    with dask.config.set(_DASK), _inherited(dask.config.serialize(dask.config.global_config)):
+        # distributed sets up its log when it is first imported
+        from dask.distributed import Client
+        from distributed.deploy.subprocess import SubprocessCluster
+
+        with (
+            # workers of their own process image: a script that calls geoseg.detect needs no
+            # __main__ guard, and nothing listens beyond this machine
+            SubprocessCluster(
+                host="127.0.0.1",
+                # any free port, not the one that a second run would want too
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                n_workers=workers,
+                threads_per_worker=1,
+                worker_kwargs={"dashboard": False},
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield from _hand_out(client, function, tasks, workers)
+
+
+def _hand_out(
+    client: Any, function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Keep `IN_FLIGHT` tasks per worker going until none is left."""
+    from dask.distributed import as_completed
+
+    waiting = iter(tasks)
+    running = as_completed(loop=client.loop)
+    known: dict[str, tuple[Task, int]] = {}
+
+    def submit(task: Task, attempt: int) -> None:
+        future = client.submit(function, task, pure=False, retries=0)
+        known[future.key] = (task, attempt)
+        running.add(future)
+
+    for _ in range(IN_FLIGHT * workers):
+        if (task := next(waiting, None)) is not None:
+            submit(task, 0)
+    for future in running:
+        task, attempt = known.pop(future.key)
+        error = future.exception()
+        if error is not None and attempt < RETRIES:
+            log.warning("a supertile failed and is tried again: %s", error)
+            submit(task, attempt + 1)
+            continue
+        outcome = future.result() if error is None else error
+        future.release()
+        if (more := next(waiting, None)) is not None:
+            submit(more, 0)
+        yield task, outcome
+
+
+@contextmanager
+def _inherited(dask_config: str) -> Iterator[None]:
+    """Hand down to child processes what they would not get by themselves.
+
+    Dask's settings; the folders that this process imports from, so that a detector that lies
+    beside the user's script is found; and whom to live with.
+    """
+    handed_down = {
+        "DASK_INTERNAL_INHERIT_CONFIG": dask_config,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109
+        lifeline.DRIVER_PID: str(os.getpid()),
     }
-    with (
-        dask.config.set(settings),
-        # workers of their own process image: a script that calls geoseg.detect needs no
-        # __main__ guard, and nothing listens beyond this machine
-        SubprocessCluster(
-            host="127.0.0.1",
-            dashboard_address=None,  # type: ignore[arg-type]  # its own text allows None
-            n_workers=workers,
-            threads_per_worker=1,
-            worker_kwargs={"dashboard": False},
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        waiting = iter(tasks)
-        running = as_completed()
-        known: dict[str, tuple[Task, int]] = {}
-
-        def submit(task: Task, attempt: int) -> None:
-            future = client.submit(function, task, pure=False, retries=0)
-            known[future.key] = (task, attempt)
-            running.add(future)
-
-        for _ in range(IN_FLIGHT * workers):
-            if (task := next(waiting, None)) is not None:
-                submit(task, 0)
-        for future in running:
-            task, attempt = known.pop(future.key)
-            error = future.exception()
-            if error is not None and attempt < RETRIES:
-                log.warning("a supertile failed and is tried again: %s", error)
-                submit(task, attempt + 1)
-                continue
-            outcome = future.result() if error is None else error
-            future.release()
-            if (more := next(waiting, None)) is not None:
-                submit(more, 0)
-            yield task, outcome
+    before = {name: os.environ.get(name) for name in handed_down}
+    os.environ.update(handed_down)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -53,7 +53,11 @@ class RunDirectory:
         if not self.path.is_dir():
             raise ConfigError(f"--run-dir {self.path} is a file; name a directory")
         manifest = self.read_manifest()
-        if manifest is None and any(self.path.iterdir()):
+        # a run that was stopped before it wrote its manifest leaves these
+        ours = ("lock", "owner.json", f".{MANIFEST}.*")
+        if manifest is None and any(
+            not any(entry.match(name) for name in ours) for entry in self.path.iterdir()
+        ):
             raise ConfigError(
                 f"--run-dir {self.path} is not empty and holds no run; name another directory"
             )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import logging
+import pickle
 import platform
 import resource
 import tempfile
@@ -13,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import geopandas as gpd
 import numpy as np
@@ -28,7 +31,7 @@ from geoseg.config import (
     DEFAULT_TILE_SIZE,
     DetectSettings,
 )
-from geoseg.errors import ConfigError, ModelError, SourceError
+from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
 from geoseg.imagery.check import check_images
 from geoseg.imagery.georef import (
     WorkingGrid,
@@ -43,11 +46,11 @@ from geoseg.imagery.source import describe_raster, find_images, select_bands
 from geoseg.jobs.executor import physical_cores, run_tasks
 from geoseg.jobs.ledger import RunDirectory, digest
 from geoseg.jobs.parts import PartSummary, failed, read_part
-from geoseg.jobs.supertile import DetectorSpec, SupertileTask, run_supertile
+from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
 from geoseg.models.card import file_sha256
 from geoseg.models.detector import load_detector
 from geoseg.models.registry import find_card, find_model
-from geoseg.objects.count import count
+from geoseg.objects.count import count, polygonal
 from geoseg.objects.stitch import stitch
 from geoseg.outputs.style import default_styles
 from geoseg.outputs.tables import (
@@ -60,6 +63,8 @@ from geoseg.outputs.tables import (
 from geoseg.records import Fragments, Objects, RasterInfo
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from geoseg.models.detector import Detector
 
 log = logging.getLogger(__name__)
@@ -143,32 +148,25 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     GeosegError
         With exit code 2: what is wrong, what was expected, what to do.
     """
-    if settings.output is not None:
-        check_output(settings.output, settings.overwrite)
-        if settings.regions is not None and settings.output.suffix != ".gpkg":
-            check_output(_counts_path(settings.output), settings.overwrite)
+    _check_paths(settings)
     dst = None if settings.dst_crs is None else _crs(settings.dst_crs)
-    about = _about_detector(settings, detector)
-    tile_size = settings.tile_size or about["tile_size"]
-    overlap = settings.overlap
-    if overlap is None:
-        overlap = min(about["overlap"], tile_size // 4)
-    supertile = settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile_size)
-    TileGrid(tile_size, tile_size, tile_size, overlap, supertile)
     regions = None if settings.regions is None else read_vector(settings.regions, what="regions")
     aoi = None if settings.aoi is None else read_vector(settings.aoi, what="AOI")
     paths = find_images(settings.images)
     if problems := check_images(paths):
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise SourceError(f"{problems[0]}{more}")
+    # a user's factory may load weights: all that needs no detector is checked before
+    about = _about_detector(settings, detector)
+    tile_size = settings.tile_size or about["tile_size"]
+    overlap = settings.overlap
+    if overlap is None:
+        overlap = min(about["overlap"], tile_size // 4)
+    supertile = settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile_size)
     images = tuple(
         _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
     )
     crs = dst or pyproj.CRS.from_wkt(images[0].info.crs_wkt)
-    if settings.detector is not None:
-        detector_classes = load_detector(settings.detector).classes
-    else:
-        detector_classes = about["classes"]
     if settings.device == "cuda":
         from geoseg.models.inference import choose_device
 
@@ -180,13 +178,26 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         spec.min_score,
         [
             (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
-             None if i.aoi is None else hashlib.sha256(i.aoi.wkb).hexdigest())
+             None if i.aoi is None else _sha256(i.aoi.wkb))
             for i in images
         ],
     )  # fmt: skip
     return RunPlan(
-        settings, images, spec, detector_classes, crs, regions, aoi, key, about["manifest"]
+        settings, images, spec, about["classes"], crs, regions, aoi, key, about["manifest"]
     )
+
+
+def _check_paths(settings: DetectSettings) -> None:
+    """Refuse an output that cannot be written or that would replace what the run reads."""
+    if settings.output is None:
+        return
+    outputs = [check_output(settings.output, settings.overwrite)]
+    if settings.regions is not None and settings.output.suffix.lower() != ".gpkg":
+        outputs.append(check_output(_counts_path(settings.output), settings.overwrite))
+    for option, path in (("--regions", settings.regions), ("--aoi", settings.aoi)):
+        for output in outputs:
+            if path is not None and path.exists() and output.exists() and output.samefile(path):
+                raise OutputError(f"output {output} is also the {option} file; name another output")
 
 
 def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict[str, Any]:
@@ -208,20 +219,44 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
                 "quality": dict(card.quality),
             },
         }
-    if detector is None:
-        detector = load_detector(str(settings.detector))
-    name = settings.detector or type(detector).__qualname__
-    bands = getattr(detector, "bands", None)
+    # the user's own: it need not be what it promises
+    made: Any = load_detector(str(settings.detector)) if detector is None else detector
+    if not callable(made) or not getattr(made, "classes", None):
+        raise ModelError(
+            f"detector is {made!r}; expected a callable with classes: tuple[str, ...] "
+            "(geoseg.Detector), or 'package.module:factory'"
+        )
+    name = settings.detector or type(made).__qualname__
+    bands = getattr(made, "bands", None)
     return {
-        "classes": tuple(detector.classes),
+        "classes": tuple(made.classes),
         "bands": len(bands) if bands else None,
-        "gsd_m": getattr(detector, "gsd_m", None),
-        "tile_size": getattr(detector, "tile_size", DEFAULT_TILE_SIZE),
-        "overlap": getattr(detector, "overlap", DEFAULT_OVERLAP),
-        "min_score": getattr(detector, "min_score", 0.0),
-        "fingerprint": getattr(detector, "fingerprint", name),
+        "gsd_m": getattr(made, "gsd_m", None),
+        "tile_size": getattr(made, "tile_size", DEFAULT_TILE_SIZE),
+        "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
+        "min_score": getattr(made, "min_score", 0.0),
+        "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
         "manifest": {"name": name},
     }
+
+
+def _fingerprint(detector: Detector, name: str) -> list[str]:
+    """Tell detectors apart that do not say who they are: by their source and their state.
+
+    Otherwise a changed detector would be served the parts of its former self.
+    """
+    parts = [name]
+    module = inspect.getmodule(detector)
+    # typed in a console it has no source; state may hold what has no bytes
+    with contextlib.suppress(Exception):
+        parts.append(_sha256(inspect.getsource(cast("ModuleType", module)).encode()))
+    with contextlib.suppress(Exception):
+        parts.append(_sha256(pickle.dumps(vars(detector))))
+    return parts
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _detector_spec(
@@ -248,15 +283,15 @@ def _plan_image(
     info = describe_raster(path)
     gsd = about["gsd_m"] if settings.gsd is None else settings.gsd
     grid = working_grid(info, None if gsd is None or gsd == "native" else float(gsd))
-    wanted = about["bands"] or (len(settings.bidx) if settings.bidx else info.bands)
+    colours = info.bands - (info.alpha_band is not None)
+    wanted = about["bands"] or (len(settings.bidx) if settings.bidx else colours)
     bands = select_bands(info, settings.bidx, wanted)
     tile_size, overlap, supertile = sizes
     area = None
     if aoi is not None:
+        polygons, _ = polygonal(aoi.geometry.array)
         area = shapely.union_all(
-            polygons_to_pixels(
-                aoi.geometry.to_numpy(), aoi.crs.to_wkt(), info.crs_wkt, grid.transform
-            )
+            polygons_to_pixels(polygons, aoi.crs.to_wkt(), info.crs_wkt, grid.transform)
         )
     return ImagePlan(
         info, grid, TileGrid(grid.height, grid.width, tile_size, overlap, supertile), bands, area
@@ -390,6 +425,8 @@ def _run_supertiles(
     plan: RunPlan, run_dir: RunDirectory, progress: Progress | None
 ) -> list[PartSummary]:
     """Run all supertiles; a failed one becomes a summary with its reason."""
+    # what a name stands for may have changed since an earlier run in this process
+    forget_detectors()
     workers, threads = _workers(plan)
     log.info("%d supertiles, %d worker(s) of %d thread(s)", plan.n_supertiles, workers, threads)
     summaries: list[PartSummary] = []
@@ -567,7 +604,7 @@ def _write(
     output, overwrite = plan.settings.output, plan.settings.overwrite
     if output is None:
         return
-    if output.suffix != ".gpkg":
+    if output.suffix.lower() != ".gpkg":
         write_table(output, objects, overwrite=overwrite)
         if regions is not None:
             write_table(_counts_path(output), regions, layer="regions", overwrite=overwrite)

@@ -68,6 +68,11 @@ def _load(spec: DetectorSpec) -> Detector:
     return load_model(str(spec.model), device=spec.device, min_score=spec.min_score)
 
 
+def forget_detectors() -> None:
+    """Make this process load its detectors anew."""
+    _load.cache_clear()
+
+
 @dataclass(frozen=True, slots=True)
 class SupertileTask:
     """Everything one worker needs for one supertile: plain values, no open files."""
@@ -229,8 +234,9 @@ def _imaged_area(valid: BoolArray, supertile: Supertile) -> shapely.Geometry:
     if inside.all():
         return _box(core)
     rows, cols = (-(-n // _COARSE_PX) for n in inside.shape)
-    padded = np.zeros((rows * _COARSE_PX, cols * _COARSE_PX), bool)
-    padded[: inside.shape[0], : inside.shape[1]] = inside
+    room = (rows * _COARSE_PX - inside.shape[0], cols * _COARSE_PX - inside.shape[1])
+    # cells that the core's edge cuts are judged by what lies inside it
+    padded = np.pad(inside, ((0, room[0]), (0, room[1])), mode="edge")
     share = padded.reshape(rows, _COARSE_PX, cols, _COARSE_PX).mean(axis=(1, 3))
     cells = (share > 0.5).astype(np.uint8)
     to_grid = Affine.translation(core.col_off, core.row_off) @ Affine.scale(_COARSE_PX)

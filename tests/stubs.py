@@ -1,0 +1,77 @@
+"""Detectors for tests of the whole path; factories read what to do from the environment.
+
+``STUB_CALLS`` names a file that gets a line for each tile seen, in whatever process. With
+``STUB_POISON`` a tile that shows the painted object of that id fails; ``STUB_SLEEP`` is a pause.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from painted import PaintedDetector
+from scipy import ndimage
+
+from geoseg.records import Instances
+
+
+class Stub(PaintedDetector):
+    """The exact detector over painted pixels, which counts its tiles and may fail or be slow."""
+
+    fingerprint = "stub"
+
+    def __init__(
+        self, calls: str | None = None, poison: int | None = None, sleep: float = 0.0, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.calls, self.poison, self.sleep = calls, poison, sleep
+
+    def __call__(self, tiles: np.ndarray) -> list[Instances]:
+        time.sleep(self.sleep * len(tiles))
+        if self.calls:
+            with Path(self.calls).open("a", encoding="utf-8") as file:
+                file.write("tile\n" * len(tiles))
+        if self.poison is not None and (tiles[:, 0] == self.poison).any():
+            raise ValueError("a tile that it cannot stand")
+        return super().__call__(tiles)
+
+
+def make() -> Stub:
+    """Make a detector as the environment says."""
+    poison = os.environ.get("STUB_POISON")
+    return Stub(
+        os.environ.get("STUB_CALLS"),
+        None if poison is None else int(poison),
+        float(os.environ.get("STUB_SLEEP", "0")),
+    )
+
+
+def broken() -> Stub:
+    raise RuntimeError("no licence key")
+
+
+def no_detector() -> str:
+    return "a string"
+
+
+class Bright:
+    """Finds pieces brighter than 100 in the first band; knows no pixel size."""
+
+    classes = ("bright",)
+
+    def __call__(self, tiles: np.ndarray) -> list[Instances]:
+        return [self.find(tile[0] > 100) for tile in tiles]
+
+    def find(self, mask: np.ndarray) -> Instances:
+        pieces, n = ndimage.label(mask)
+        places = ndimage.find_objects(pieces)
+        if n == 0:
+            return Instances.empty()
+        return Instances(
+            boxes=np.array([(x.start, y.start, x.stop, y.stop) for y, x in places], np.float32),
+            scores=np.full(n, 0.9, np.float32),
+            labels=np.zeros(n, np.int64),
+            masks=[(pieces[at] == i + 1).astype(np.float32) for i, at in enumerate(places)],
+        )
