@@ -438,7 +438,8 @@ def _run_supertiles(
                 raise outcome
             name = Path(task.info.path).name
             log.error("%s, supertile %s failed: %s", name, task.index, outcome)
-            blank = PartSummary(task.image, task.index, "failed")
+            n_tiles = len(task.tiles.supertile(*task.index).tiles)
+            blank = PartSummary(task.image, task.index, "failed", tiles=n_tiles)
             summaries.append(failed(blank, str(outcome) or type(outcome).__name__))
         else:
             summaries.append(outcome)
