@@ -41,7 +41,6 @@ def some_objects(n=3, kind="building"):
             "area_m2": np.full(n, 100.0),
             "perimeter_m": np.full(n, 40.0),
             "n_parts": np.ones(n, np.int64),
-            "complete": np.ones(n, bool),
             "touches_edge": np.zeros(n, bool),
             "image": ["a.tif"] * n,
         },
@@ -120,7 +119,6 @@ def test_empty_objects_are_a_valid_layer_with_all_columns(tmp_path):
         assert [c for c in back.columns if c != "geometry"] == list(OBJECT_DTYPES)
         assert back["object_id"].dtype == np.int64
         assert back["n_parts"].dtype == np.int32
-        assert back["complete"].dtype == bool
         if suffix != ".parquet":
             assert pyogrio.read_info(path, layer=0)["geometry_type"] == "Polygon"
     path = write_table(tmp_path / "none.geojson", empty_objects(UTM))

@@ -49,7 +49,6 @@ OBJECT_DTYPES: dict[str, str] = {
     "area_m2": "float64",
     "perimeter_m": "float64",
     "n_parts": "int32",
-    "complete": "bool",
     "touches_edge": "bool",
     "image": "str",
 }
