@@ -119,6 +119,7 @@ def test_empty_objects_are_a_valid_layer_with_all_columns(tmp_path):
         assert [c for c in back.columns if c != "geometry"] == list(OBJECT_DTYPES)
         assert back["object_id"].dtype == np.int64
         assert back["n_parts"].dtype == np.int32
+        assert back["touches_edge"].dtype == bool
         if suffix != ".parquet":
             assert pyogrio.read_info(path, layer=0)["geometry_type"] == "Polygon"
     path = write_table(tmp_path / "none.geojson", empty_objects(UTM))
