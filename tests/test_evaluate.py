@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+import shapely.affinity
 
 from geoseg.errors import ConfigError, RegionError
 from geoseg.objects.evaluate import (
@@ -109,6 +110,59 @@ def test_layers_in_different_crs_and_degrees_are_compared_on_the_ground():
     )
     assert mixed.matches["iou"].to_numpy() == pytest.approx(plain.matches["iou"], abs=1e-4)
     assert mixed.ap == pytest.approx(plain.ap)
+
+
+def rotated_squares(crs, x, y, seed, n=40):
+    """Return n true rectangles, objects shifted by up to 2 m, and their exact IoU."""
+    rng = np.random.default_rng(seed)
+    corners = np.column_stack([x + 25.0 * np.arange(n), y + rng.uniform(0, 500, n)])
+    sizes, turns = rng.uniform(5, 18, (n, 2)), rng.uniform(0, 90, n)
+    true = [
+        shapely.affinity.rotate(shapely.box(*c, *(c + s)), a)
+        for c, s, a in zip(corners, sizes, turns, strict=True)
+    ]
+    shifts = rng.uniform(-2, 2, (n, 2))
+    found = [shapely.affinity.translate(p, *d) for p, d in zip(true, shifts, strict=True)]
+    common = shapely.area(shapely.intersection(true, found))
+    iou = common / (shapely.area(true) + shapely.area(found) - common)
+    area = shapely.box(x - 50, y - 50, x + 25 * n / 2 - 5, y + 600)
+    return (
+        table(true, crs),
+        table(found, crs, score=rng.uniform(0.3, 1, n)),
+        table([area], crs),
+        iou,
+    )
+
+
+def test_sites_on_three_continents_are_pooled_in_one_call():
+    # Nepal, the Philippines, Tanzania and Peru: up to 11,600 km from the centre of the map
+    sites = [
+        rotated_squares(crs, x, y, seed)
+        for seed, (crs, x, y) in enumerate(
+            [
+                (32645, 350e3, 3050e3),
+                (32651, 550e3, 1500e3),
+                (32737, 520e3, 9300e3),
+                (32718, 400e3, 8500e3),
+            ]
+        )
+    ]
+    truth, objects, aoi = (
+        gpd.GeoDataFrame(pd.concat([s[i].to_crs(4326) for s in sites], ignore_index=True))
+        for i in range(3)
+    )
+    exact = np.concatenate([s[3] for s in sites])
+    got = evaluate(objects, truth, iou_threshold=0.05)
+    own = got.matches[got.matches["object"] == got.matches["truth"]]
+    assert len(own) == len(exact)
+    assert np.abs(own["iou"].to_numpy() - exact[own["object"]]).max() < 1e-6
+    together = evaluate(objects, truth, aoi=aoi)
+    apart = pool([evaluate(o, t, aoi=a) for t, o, a, _ in sites])
+    assert 0 < together.n_truth < len(truth)
+    for name in ("n_objects", "n_truth", "tp", "fp", "fn"):
+        assert getattr(together, name) == getattr(apart, name)
+    for name in ("mean_iou", "ap50", "ap"):
+        assert getattr(together, name) == pytest.approx(getattr(apart, name), abs=1e-6)
 
 
 def test_local_crs_holds_across_the_antimeridian():

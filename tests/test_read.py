@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from conftest import NORTH_UP
 from rasterio.windows import Window
 
-from geoseg.errors import TileError
+from geoseg.errors import SourceError, TileError
 from geoseg.imagery.georef import working_grid
 from geoseg.imagery.grid import TileGrid
 from geoseg.imagery.read import (
@@ -16,6 +17,7 @@ from geoseg.imagery.read import (
     open_reader,
     read_overview,
     read_supertile,
+    read_view,
     read_window,
 )
 from geoseg.imagery.source import describe_raster, to_cog
@@ -345,6 +347,80 @@ def test_read_overview_shows_one_band_as_grey(make_raster):
     rgb, _, _ = read_overview(make_raster(bands=1, dtype="uint16"), 50)
     assert (rgb[..., 0] == rgb[..., 2]).all()
     assert rgb.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        # (left, top, right, bottom) in px of a raster of 80 x 60
+        ((10, 20, 30, 50), (10, 20, 30, 50)),
+        # half a pixel more on each side: whole pixels
+        ((9.5, 19.5, 30.5, 50.5), (9, 19, 31, 51)),
+        # what lies off the raster is left out
+        ((-100, 40, 20, 500), (0, 40, 20, 60)),
+        ((-9, -9, 999, 999), (0, 0, 80, 60)),
+    ],
+)
+def test_read_view_reads_the_part_and_knows_where_it_lies(make_raster, bounds, expected):
+    path = make_raster()
+    pixels, transform, valid = read_view(path, on_ground(*bounds), 1000)
+    left, top, right, bottom = expected
+    with rasterio.open(path) as src:
+        stored = np.moveaxis(src.read(), 0, -1)
+    assert (pixels == stored[top:bottom, left:right]).all()
+    assert valid.all()
+    assert transform.almost_equals(NORTH_UP @ Affine.translation(left, top), 1e-6)
+
+
+def on_ground(left, top, right, bottom):
+    (x0, y1), (x1, y0) = NORTH_UP @ (left, top), NORTH_UP @ (right, bottom)
+    return x0, y0, x1, y1
+
+
+def test_read_view_shrinks_the_part(make_raster):
+    pixels = np.zeros((3, 120, 160), np.uint8)
+    pixels[:, 40:80, 40:120] = 200
+    mask = np.ones((120, 160), bool)
+    mask[60:, :] = False
+    path = make_raster(pixels=pixels, mask=mask)
+    rgb, transform, valid = read_view(path, on_ground(40, 40, 120, 80), 20)
+    assert rgb.shape == (10, 20, 3)
+    assert (rgb[:5] == 200).all()
+    assert (rgb[5:] == 0).all()
+    assert valid[:5].all()
+    assert not valid[5:].any()
+    # four px of the raster in one of the picture
+    assert transform.almost_equals(NORTH_UP @ Affine.translation(40, 40) @ Affine.scale(4), 1e-6)
+
+
+def test_read_view_encloses_the_bounds_on_a_rotated_raster(make_raster):
+    turned = NORTH_UP @ Affine.rotation(30)
+    path = make_raster(transform=turned, height=100, width=100)
+    corners = np.array([turned @ (c, r) for c, r in ((40, 40), (40, 50), (50, 40), (50, 50))])
+    bounds = (*corners.min(axis=0), *corners.max(axis=0))
+    pixels, transform, _ = read_view(path, bounds, 1000)
+    height, width = pixels.shape[:2]
+    assert 18 <= height <= 20
+    assert 18 <= width <= 20
+    for x in bounds[::2]:
+        for y in bounds[1::2]:
+            col, row = ~transform @ (x, y)
+            assert -1e-3 <= col <= width + 1e-3
+            assert -1e-3 <= row <= height + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bounds", "match"),
+    [
+        ((0, 0, 1, 1), r"lie off image.tif, which covers 500000,5499994,500008,5500000"),
+        ((500_005, 5_499_996, 500_001, 5_499_999), "hold no area"),
+        ((500_000, float("nan"), 500_001, 5_499_999), "hold no area"),
+        ((float("-inf"), 0, float("inf"), 1), "hold no area"),
+    ],
+)
+def test_read_view_refuses_bounds_that_show_nothing(make_raster, bounds, match):
+    with pytest.raises(SourceError, match=match):
+        read_view(make_raster(), bounds, 100)
 
 
 def test_a_raster_that_changed_bands_is_a_tile_error(make_raster):

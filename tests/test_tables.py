@@ -23,6 +23,7 @@ from geoseg.outputs.tables import (
     check_output,
     empty_objects,
     read_vector,
+    write_counts,
     write_geopackage,
     write_table,
 )
@@ -40,7 +41,6 @@ def some_objects(n=3, kind="building"):
             "area_m2": np.full(n, 100.0),
             "perimeter_m": np.full(n, 40.0),
             "n_parts": np.ones(n, np.int64),
-            "complete": np.ones(n, bool),
             "touches_edge": np.zeros(n, bool),
             "image": ["a.tif"] * n,
         },
@@ -119,7 +119,7 @@ def test_empty_objects_are_a_valid_layer_with_all_columns(tmp_path):
         assert [c for c in back.columns if c != "geometry"] == list(OBJECT_DTYPES)
         assert back["object_id"].dtype == np.int64
         assert back["n_parts"].dtype == np.int32
-        assert back["complete"].dtype == bool
+        assert back["touches_edge"].dtype == bool
         if suffix != ".parquet":
             assert pyogrio.read_info(path, layer=0)["geometry_type"] == "Polygon"
     path = write_table(tmp_path / "none.geojson", empty_objects(UTM))
@@ -442,6 +442,60 @@ def test_read_vector_does_not_guess_between_layers(tmp_path):
     assert len(read_vector(path, layer="wards")) == 2
     with pytest.raises(RegionError, match="no layer 'ward'; it has: objects"):
         read_vector(path, layer="ward")
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb"])
+def test_read_vector_takes_a_condition(tmp_path, suffix):
+    path = write_table(tmp_path / f"objects{suffix}", some_objects(5))
+    got = read_vector(path, what="objects", where="object_id > 3 AND class = 'building'")
+    assert sorted(got["object_id"]) == [4, 5]
+    # nothing left is fine for objects, but regions would count nothing
+    assert len(read_vector(path, what="objects", where="object_id > 9")) == 0
+    with pytest.raises(RegionError, match="holds no features where object_id > 9"):
+        read_vector(path, what="truth", where="object_id > 9")
+    for wrong in ("nope = 1", "object_id >", "'"):
+        with pytest.raises(RegionError, match="expected a condition on its fields"):
+            read_vector(path, what="objects", where=wrong)
+
+
+def test_read_vector_says_that_geoparquet_takes_no_condition(tmp_path):
+    path = write_table(tmp_path / "objects.parquet", some_objects())
+    with pytest.raises(RegionError, match="GeoParquet, which takes no condition"):
+        read_vector(path, what="objects", where="object_id > 1")
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".fgb", ".geojson"])
+def test_counts_come_back_from_every_format(tmp_path, suffix):
+    path = write_counts(tmp_path / f"counts{suffix}", some_regions())
+    got = read_vector(path)
+    # FlatGeobuf sorts its rows by place
+    assert dict(zip(got["ward"].fillna("-"), got["count"], strict=True)) == {"A & B": 2, "-": 1}
+
+
+def test_counts_as_csv(tmp_path):
+    path = write_counts(tmp_path / "counts.csv", some_regions())
+    assert path.read_bytes() == b"ward,count\nA & B,2\n,1\n"
+    with pytest.raises(OutputError, match="overwrite"):
+        write_counts(path, some_regions())
+    write_counts(path, some_regions().iloc[:1], overwrite=True)
+    assert path.read_bytes() == b"ward,count\nA & B,2\n"
+    assert only_file(tmp_path) == path
+
+
+def test_a_csv_is_no_place_for_objects(tmp_path):
+    with pytest.raises(OutputError, match=r"suffix '.csv'"):
+        write_table(tmp_path / "objects.csv", some_objects())
+
+
+def test_the_gpkg_of_counts_remembers_how_they_were_made(tmp_path):
+    regions = some_regions()
+    regions.attrs |= {"rule": "point", "total": 4, "outside": 1}
+    path = write_counts(tmp_path / "counts.gpkg", regions)
+    notes = "".join(row[0] for row in sql(path, "SELECT metadata FROM gpkg_metadata"))
+    assert "point" in notes
+    assert "outside" in notes
+    (qml,) = sql(path, "SELECT styleQML FROM layer_styles WHERE f_table_name = 'regions'")
+    assert "ward" in qml[0]
 
 
 def test_a_virtual_file_under_another_name_is_refused(tmp_path):

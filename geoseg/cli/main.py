@@ -140,12 +140,12 @@ def _verbose() -> bool:
 
 def _misused(error: click.ClickException) -> int:
     """Say in one line what is wrong with the command; the help, if no verb or argument came."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is None or isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
-    path = context.command_path
-    click.echo(f"geoseg: error: {error.format_message()} See: {path} --help", err=True)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    where = "" if context is None else f" (see {context.command_path} --help)"
+    click.echo(f"geoseg: error: {error.format_message().rstrip('.')}{where}", err=True)
     return error.exit_code
 
 

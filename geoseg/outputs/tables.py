@@ -97,11 +97,6 @@ def read_vector(
     try:
         table = _read_any(path, layer, what, where)
     except _UNREADABLE as error:
-        if where is not None and "SQL" in str(error):
-            raise RegionError(
-                f"{what} file {path}: '{where}' is no condition on its fields "
-                f"({_first_line(error)}); expected SQL such as: name = 'north' AND size > 10"
-            ) from error
         raise RegionError(
             f"{what} file {path} cannot be read as a vector layer ({_first_line(error)}); "
             "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
@@ -322,7 +317,15 @@ def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gp
     if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
         # whatever its suffix says: it would read files and addresses that the user never named
         raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
-    return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
+    try:
+        return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
+    except _UNREADABLE as error:
+        if where is None:
+            raise
+        raise RegionError(
+            f"{what} file {path} cannot be read where {where} ({_first_line(error)}); "
+            "expected a condition on its fields, such as: name = 'north' AND size > 10"
+        ) from error
 
 
 def _choose_layer(path: Path, layer: str | None, what: str) -> str:
