@@ -14,7 +14,7 @@ import rasterio
 import shapely
 from affine import Affine
 from painted import Painter, Scene, blob, blob_scene
-from stubs import Bright, Stub
+from stubs import Bright, Capped, Stub
 
 from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError, SourceError, TileError
@@ -138,12 +138,25 @@ def test_the_same_objects_for_other_tile_sizes(image):
     assert (one["touches_edge"].to_numpy()[a] == two["touches_edge"].to_numpy()[b]).all()
 
 
+def test_a_detector_at_its_cap_looks_again_in_quarters(image, scene):
+    result = run(image, Capped(30), tile_size=512, overlap=128, supertile_size=768)
+    check_against(scene, result.objects, NORTH_UP)
+    assert result.saturated > 0
+    assert any("run in quarters" in note for note in result.notes)
+    parts = run(image, Capped(30), tile_size=512, overlap=128, supertile_size=512)
+    same_table(result.objects, parts.objects)
+    # where even the smallest quarters are full, the run says so
+    full = run(image, Capped(1), tile_size=256, overlap=64)
+    assert len(full.objects) < len(result.objects)
+    assert any("may lack objects" in note for note in full.notes)
+
+
 def test_the_same_table_for_every_supertile_size_and_number_of_workers(image):
     whole = run(image, supertile_size=4096)
-    assert sum(whole.tiles.values()) == 1
+    assert sum(whole.supertiles.values()) == 1
     for supertile_size in (256, 448, 650):
         parts = run(image, supertile_size=supertile_size)
-        assert sum(parts.tiles.values()) > 1
+        assert sum(parts.supertiles.values()) > 1
         same_table(whole.objects, parts.objects)
     open_to_others: set[str] = set()
     children: set[psutil.Process] = set()
@@ -324,12 +337,12 @@ def test_only_inside_the_aoi(image, scene, tmp_path):
     assert result.objects.representative_point().intersects(inside.buffer(1e-6)).all()
     wanted = everything[everything.representative_point().intersects(inside.buffer(-0.05))]
     assert set(wanted["uid"]) <= set(result.objects["uid"])
-    assert result.tiles["outside"] > 0
+    assert result.supertiles["outside"] > 0
     # an AOI that meets no image: nothing to do is no failure
     gpd.GeoSeries([shapely.box(0, 0, 1, 1)], crs=4326).to_file(tmp_path / "far.gpkg")
     nowhere = run(image, aoi=tmp_path / "far.gpkg")
     assert (len(nowhere.objects), nowhere.exit_code) == (0, 0)
-    assert set(nowhere.tiles) == {"outside"}
+    assert set(nowhere.supertiles) == {"outside"}
     assert "no objects" in nowhere.notes[-1]
 
 
@@ -339,7 +352,7 @@ def test_nothing_there_is_a_valid_output(make_raster, tmp_path, suffix):
     output = tmp_path / f"objects{suffix}"
     result = run(image, output=output)
     assert (len(result.objects), result.exit_code) == (0, 0)
-    assert set(result.tiles) == {"nodata"}
+    assert set(result.supertiles) == {"nodata"}
     written = read_objects(output)
     assert len(written) == 0
     assert written.crs == (4326 if suffix == ".geojson" else UTM)
@@ -424,8 +437,8 @@ def test_layers_and_coverage(image, scene, tmp_path):
     assert objects["uid"].tolist() == result.objects["uid"].tolist()
     check_against(scene, objects, NORTH_UP)
     coverage = pyogrio.read_dataframe(output, layer="coverage")
-    assert len(coverage) == sum(result.tiles.values())
-    assert coverage["status"].value_counts().to_dict() == result.tiles
+    assert len(coverage) == sum(result.supertiles.values())
+    assert coverage["status"].value_counts().to_dict() == result.supertiles
     # the supertiles' cores are the raster, once
     assert coverage.area.sum() == pytest.approx(scene.ids.size * GSD**2)
     assert coverage.union_all().equals(

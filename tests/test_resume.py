@@ -79,7 +79,7 @@ def test_a_failed_supertile_is_said_and_done_again_alone(image, scene, poison, t
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
     first = run_detect(settings(image, output=output), Stub(str(log), poison))
     assert first.exit_code == 3
-    assert first.tiles == {"done": 8, "failed": 1}
+    assert first.supertiles == {"done": 8, "failed": 1}
     coverage = pyogrio.read_dataframe(output, layer="coverage")
     failed = coverage[coverage["status"] == "failed"]
     assert failed[["row", "col"]].to_numpy().tolist() == [[1, 1]]
@@ -99,7 +99,7 @@ def test_a_failed_supertile_is_said_and_done_again_alone(image, scene, poison, t
     assert output.read_bytes() == bytes_before
     second = run_detect(settings(image, output=output, overwrite=True), Stub(str(log)))
     assert second.exit_code == 0
-    assert second.tiles == {"done": 9}
+    assert second.supertiles == {"done": 9}
     assert calls(log) - before == failed["tiles"].iloc[0] == 4
     run_detect(settings(image, output=tmp_path / "whole.gpkg"), Stub())
     assert table(output) == table(tmp_path / "whole.gpkg")
@@ -156,7 +156,7 @@ def bad_record(tiles):
 def test_a_detector_that_returns_rubbish_fails_with_a_reason(image, detector, reason):
     detector.classes = ("thing",)
     result = run_detect(settings(image, supertile_size=1024), detector)
-    assert (result.tiles, result.exit_code, len(result.objects)) == ({"failed": 1}, 3, 0)
+    assert (result.supertiles, result.exit_code, len(result.objects)) == ({"failed": 1}, 3, 0)
     assert result.coverage["reason"].str.contains(reason).all()
     assert result.coverage["reason"].str.contains(r"^tiles \(0, 0\) to \(\d, \d\), detect: ").all()
 

@@ -22,6 +22,9 @@ from rasterio.windows import Window
 from geoseg.errors import GridError
 from geoseg.records import Supertile, Tile
 
+SMALLEST_QUARTER_PX = 96
+"""A tile is not cut into quarters smaller than this."""
+
 
 class AxisTile(NamedTuple):
     """One tile along one axis; half-open pixel bounds in the grid frame."""
@@ -251,6 +254,55 @@ class TileGrid:
             window.row_off + window.height,
         )
         return tuple(t for t in self.tiles_meeting(bounds) if t.index not in own)
+
+
+def quarters(tile: Tile, overlap: int) -> tuple[Tile, ...]:
+    """Cut a tile into four that overlap each other as tiles do, for a second look.
+
+    Parameters
+    ----------
+    tile : Tile
+        With a square window.
+    overlap : int
+        Pixels that neighbouring quarters share; in [0, side of the window).
+
+    Returns
+    -------
+    tuple of Tile
+        Four of one size, row-major, with the tile's index; their cores partition its core. Empty
+        where they would be smaller than `SMALLEST_QUARTER_PX` or hardly smaller than the tile.
+
+    Examples
+    --------
+    >>> tile = TileGrid(1000, 1000, 512, 128, 512).tile(0, 1)
+    >>> [(int(q.window.col_off), int(q.window.width)) for q in quarters(tile, 128)[:2]]
+    [(384, 320), (576, 320)]
+    """
+    side = int(tile.window.width)
+    size = -(-(side + overlap) // 2)
+    if size < SMALLEST_QUARTER_PX or size > 0.8 * side:
+        return ()
+    rows = _halves(tile.window.row_off, side, size, tile.core.row_off, tile.core.height)
+    cols = _halves(tile.window.col_off, side, size, tile.core.col_off, tile.core.width)
+    return tuple(
+        Tile(
+            index=tile.index,
+            core=_window(c.core_start, c.core_stop, r.core_start, r.core_stop),
+            window=_window(c.window_start, c.window_stop, r.window_start, r.window_stop),
+        )
+        for r in rows
+        for c in cols
+    )
+
+
+def _halves(start: int, side: int, size: int, core: int, core_length: int) -> tuple[AxisTile, ...]:
+    """Cut one axis of a tile in two; the cores meet in the middle of the window."""
+    end = core + core_length
+    middle = min(max(start + side // 2, core), end)
+    return (
+        AxisTile(core, middle, start, start + size),
+        AxisTile(middle, end, start + side - size, start + side),
+    )
 
 
 def _window(x0: int, x1: int, y0: int, y1: int) -> Window:

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from rasterio.windows import Window
 
-from geoseg.records import Fragments, IntArray, Objects
+from geoseg.records import Fragments, Objects, Tile
 
 _GEO = json.dumps(
     {
@@ -44,7 +45,9 @@ class PartSummary:
     tiles_run: int = 0
     """Tiles that the detector saw."""
     saturated: tuple[tuple[int, int], ...] = ()
-    """Tiles that reached a cap of the detector and may have left objects out."""
+    """Tiles that reached a cap of the detector and were looked at again in quarters."""
+    capped: int = 0
+    """Smallest quarters that reached the cap even so, and may lack objects."""
     objects: int = 0
     """Objects that are final here; those at seams come later."""
     fragments: int = 0
@@ -67,17 +70,17 @@ class Part:
     settled: Objects
     """Final objects, grid px."""
     waiting: Fragments
-    """Fragments that other supertiles may have seen too; ``tiles`` counts rows of `tile_index`."""
-    tile_index: IntArray
-    """(k, 2) row and col of the tiles that `waiting` refers to."""
+    """Fragments that other supertiles may have seen too."""
+    tiles: tuple[Tile, ...]
+    """What ``waiting.tiles`` indexes: tiles, or quarters of saturated ones."""
 
 
 def write_part(path: Path, part: Part) -> None:
     """Write a part to a private name, flush it to the disk and publish it by a rename."""
     settled, waiting = part.settled, part.waiting
     n, m = len(settled), len(waiting)
-    tiles = part.tile_index[waiting.tiles] if m else np.zeros((0, 2), np.int64)
-    none, blank = np.zeros(m, np.int64), np.zeros((n, 2), np.int64)
+    none = np.zeros(m, np.int64)
+    used, tile = np.unique(waiting.tiles, return_inverse=True)
     columns: dict[str, Any] = {
         "settled": np.repeat([True, False], [n, m]),
         "score": np.concatenate([settled.scores, waiting.scores]).astype(np.float32),
@@ -85,12 +88,15 @@ def write_part(path: Path, part: Part) -> None:
         "n_parts": np.concatenate([settled.n_parts, none]).astype(np.int64),
         "complete": np.concatenate([settled.complete, ~waiting.cut]).astype(bool),
         "at_edge": np.concatenate([settled.touches_edge, waiting.at_edge]).astype(bool),
-        "tile_row": np.concatenate([blank, tiles])[:, 0],
-        "tile_col": np.concatenate([blank, tiles])[:, 1],
+        "tile": np.concatenate([np.zeros(n, np.int64), tile.reshape(-1)]),
         "geometry": shapely.to_wkb(np.concatenate([settled.polygons, waiting.polygons])),
     }
     table = pa.table(columns).replace_schema_metadata(
-        {b"geo": _GEO, b"geoseg": json.dumps(asdict(part.summary)).encode()}
+        {
+            b"geo": _GEO,
+            b"geoseg": json.dumps(asdict(part.summary)).encode(),
+            b"tiles": json.dumps([_tile_to_json(part.tiles[i]) for i in used]).encode(),
+        }
     )
     private = path.with_name(f".{path.name}.{os.getpid()}")
     with private.open("wb") as file:
@@ -98,6 +104,19 @@ def write_part(path: Path, part: Part) -> None:
         file.flush()
         os.fsync(file.fileno())
     private.replace(path)
+
+
+def _tile_to_json(tile: Tile) -> list[list[int]]:
+    return [
+        list(tile.index),
+        [int(v) for v in tile.core.flatten()],
+        [int(v) for v in tile.window.flatten()],
+    ]
+
+
+def _tile_from_json(values: list[list[int]]) -> Tile:
+    index, core, window = values
+    return Tile((index[0], index[1]), Window(*core), Window(*window))
 
 
 def read_summary(path: Path) -> PartSummary:
@@ -115,9 +134,6 @@ def read_part(path: Path) -> Part:
     polygons = np.asarray(shapely.from_wkb(column["geometry"]), dtype=object)
     done = column["settled"].astype(bool)
     wait = ~done
-    tile_index, rows = np.unique(
-        np.column_stack([column["tile_row"], column["tile_col"]])[wait], axis=0, return_inverse=True
-    )
     return Part(
         summary=read_summary(path),
         settled=Objects(
@@ -132,11 +148,11 @@ def read_part(path: Path) -> Part:
             polygons=polygons[wait],
             scores=column["score"][wait],
             labels=column["label"][wait],
-            tiles=rows.reshape(-1).astype(np.int64),
+            tiles=column["tile"][wait].astype(np.int64),
             cut=~column["complete"][wait],
             at_edge=column["at_edge"][wait],
         ),
-        tile_index=tile_index.astype(np.int64),
+        tiles=tuple(map(_tile_from_json, json.loads(table.schema.metadata[b"tiles"]))),
     )
 
 

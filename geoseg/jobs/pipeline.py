@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,7 +60,7 @@ from geoseg.outputs.tables import (
     write_geopackage,
     write_table,
 )
-from geoseg.records import Fragments, Objects, RasterInfo
+from geoseg.records import Fragments, Objects, RasterInfo, Tile
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -474,25 +474,14 @@ def _join_seams(image: ImagePlan, paths: Sequence[Path]) -> Objects:
     """Return the settled objects of all parts, and those that the seams had kept waiting."""
     settled: list[Objects] = []
     waiting: list[Fragments] = []
-    tiles: dict[tuple[int, int], int] = {}
+    tiles: list[Tile] = []
     for path in paths:
         part = read_part(path)
         settled.append(part.settled)
-        places = [(int(r), int(c)) for r, c in part.tile_index]
-        rows = np.array([tiles.setdefault(place, len(tiles)) for place in places], np.int64)
         rest = part.waiting
-        if len(rest):
-            waiting.append(
-                Fragments(
-                    rest.polygons,
-                    rest.scores,
-                    rest.labels,
-                    rows[rest.tiles],
-                    rest.cut,
-                    rest.at_edge,
-                )
-            )
-    across = stitch(Fragments.concatenate(waiting), [image.tiles.tile(*place) for place in tiles])
+        waiting.append(replace(rest, tiles=rest.tiles + len(tiles)))
+        tiles += part.tiles
+    across = stitch(Fragments.concatenate(waiting), tiles)
     objects = Objects.concatenate([*settled, across])
     if image.aoi is not None and len(objects):
         points = shapely.point_on_surface(objects.polygons)
@@ -635,9 +624,11 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if saturated := sum(len(s.saturated) for s in summaries):
+        notes.append(f"{saturated} tile(s) reached the detector's cap and were run in quarters")
+    if capped := sum(s.capped for s in summaries):
         notes.append(
-            f"{saturated} tile(s) reached the detector's cap and may lack objects; "
-            "run again with a smaller --tile-size"
+            f"{capped} quarter(s) of tiles reached the detector's cap even so and may lack "
+            "objects; the coverage layer says where, a smaller --tile-size may help"
         )
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")

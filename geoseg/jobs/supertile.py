@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from rasterio.windows import Window
 
 from geoseg.errors import TileError
 from geoseg.imagery.georef import WorkingGrid
-from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.parts import Part, PartSummary, read_summary, write_part
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch
 from geoseg.objects.vectorize import vectorize
-from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile, TileBatch
+from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
 
 _COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
@@ -104,9 +105,8 @@ def run_supertile(task: SupertileTask) -> PartSummary:
     clock: dict[str, float] = {}
     aoi = None if task.aoi_wkb is None else shapely.from_wkb(task.aoi_wkb)
     wanted = _tiles_in(supertile.tiles, aoi)
-    run: list[Tile] = []
-    saturated: list[tuple[int, int]] = []
-    fragments = Fragments.empty()
+    n_run = 0
+    found = _Found()
     imaged = ""
     if wanted:
         with _timed(clock, "read"):
@@ -115,14 +115,17 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
         del image
         seen: BoolArray = np.asarray(batch.valid.any(axis=(1, 2)))
-        run = [tile for tile, use in zip(wanted, seen, strict=True) if use]
-        shown = TileBatch(batch.pixels[seen], batch.valid[seen])
-        fragments, saturated = _detect(task, run, shown, clock)
+        shown = [
+            (tile, batch.pixels[i], batch.valid[i]) for i, tile in enumerate(wanted) if seen[i]
+        ]
+        n_run = len(shown)
+        found = _detect(task, shown, clock)
+    fragments = Fragments.concatenate(found.fragments)
     with _timed(clock, "stitch"):
         foreign = [tile.window for tile in task.tiles.neighbour_tiles(supertile)]
-        settled = split_settled(fragments, run, foreign)
-        objects = stitch(fragments.take(settled), run)
-    status = "outside" if not wanted else "nodata" if not run else "done"
+        settled = split_settled(fragments, found.tiles, foreign)
+        objects = stitch(fragments.take(settled), found.tiles)
+    status = "outside" if not wanted else "nodata" if n_run == 0 else "done"
     if status == "done" and len(fragments) == 0:
         status = "empty"
     summary = PartSummary(
@@ -130,48 +133,89 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         index=task.index,
         status=status,
         tiles=len(supertile.tiles),
-        tiles_run=len(run),
-        saturated=tuple(saturated),
+        tiles_run=n_run,
+        saturated=tuple(sorted(found.saturated)),
+        capped=found.capped,
         objects=len(objects),
         fragments=len(fragments),
         seconds={name: round(seconds, 3) for name, seconds in clock.items()},
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         imaged=imaged,
     )
-    tile_index = np.array([tile.index for tile in run], np.int64).reshape(-1, 2)
-    write_part(task.path, Part(summary, objects, fragments.take(~settled), tile_index))
+    write_part(task.path, Part(summary, objects, fragments.take(~settled), tuple(found.tiles)))
     return summary
 
 
+@dataclass(slots=True)
+class _Found:
+    """What the detector found in a supertile; grows tile by tile."""
+
+    tiles: list[Tile] = field(default_factory=list)
+    """Tiles, or their quarters, that the fragments refer to."""
+    fragments: list[Fragments] = field(default_factory=list)
+    saturated: set[tuple[int, int]] = field(default_factory=set)
+    """Tiles that reached a cap of the detector and were looked at again in quarters."""
+    capped: int = 0
+    """Smallest quarters that reached the cap even so."""
+
+
 def _detect(
-    task: SupertileTask,
-    tiles: Sequence[Tile],
-    batch: TileBatch,
-    clock: dict[str, float],
-) -> tuple[Fragments, list[tuple[int, int]]]:
-    """Run the detector on all tiles and trace what it finds; name the tiles that hit its cap."""
-    if not tiles:
-        return Fragments.empty(), []
+    task: SupertileTask, shown: Sequence[tuple[Tile, Any, BoolArray]], clock: dict[str, float]
+) -> _Found:
+    """Run the detector on tiles, with pixels and validity, and trace what it finds.
+
+    A tile in which it reaches its cap may lack objects: its quarters are looked at instead.
+    """
+    found = _Found()
+    if not shown:
+        return found
     with _timed(clock, "load"):
         detector = task.detector.load()
-    shape = (task.grid.height, task.grid.width)
     # as many tiles at once as the detector's own batch, so that memory stays flat
     step = int(getattr(detector, "batch", 4))
-    traced: list[Fragments] = []
-    saturated: list[tuple[int, int]] = []
-    for first in range(0, len(tiles), step):
-        chosen = tiles[first : first + step]
+    todo = deque(shown)
+    while todo:
+        batch = [todo.popleft()]
+        while todo and len(batch) < step and todo[0][1].shape == batch[0][1].shape:
+            batch.append(todo.popleft())
         with _timed(clock, "detect"):
-            found = _call(detector, batch.pixels[first : first + step], chosen)
-        with _timed(clock, "vectorize"):
-            for row, (tile, instances) in enumerate(zip(chosen, found, strict=True), first):
-                if instances.saturated:
-                    saturated.append(tile.index)
-                kept = _above(instances, task.detector.min_score)
-                traced.append(
-                    vectorize(kept, tile, tile_row=row, raster_shape=shape, valid=batch.valid[row])
-                )
-    return Fragments.concatenate(traced), saturated
+            pixels = np.stack([pixels for _, pixels, _ in batch])
+            results = _call(detector, pixels, [tile for tile, _, _ in batch])
+        for (tile, pixels, valid), instances in zip(batch, results, strict=True):
+            if instances.saturated:
+                found.saturated.add(tile.index)
+                if again := quarters(tile, task.tiles.overlap):
+                    todo.extend(_cut(tile, pixels, valid, again))
+                    continue
+                found.capped += 1
+            with _timed(clock, "vectorize"):
+                _trace(task, found, tile, valid, instances)
+    return found
+
+
+def _cut(
+    tile: Tile, pixels: Any, valid: BoolArray, smaller: Sequence[Tile]
+) -> list[tuple[Tile, Any, BoolArray]]:
+    """Return smaller tiles with their share of a tile's pixels; those without data left out."""
+    out = []
+    for part in smaller:
+        top = int(part.window.row_off - tile.window.row_off)
+        left = int(part.window.col_off - tile.window.col_off)
+        place = np.s_[top : top + int(part.window.height), left : left + int(part.window.width)]
+        if valid[place].any():
+            out.append((part, pixels[:, place[0], place[1]], valid[place]))
+    return out
+
+
+def _trace(
+    task: SupertileTask, found: _Found, tile: Tile, valid: BoolArray, instances: Instances
+) -> None:
+    """Add the outlines of one tile's instances."""
+    kept = _above(instances, task.detector.min_score)
+    shape = (task.grid.height, task.grid.width)
+    row = len(found.tiles)
+    found.tiles.append(tile)
+    found.fragments.append(vectorize(kept, tile, tile_row=row, raster_shape=shape, valid=valid))
 
 
 def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instances]:
