@@ -58,6 +58,8 @@ class DetectSettings:
     """Replace an existing output, and a run directory of other settings."""
     dst_crs: str | None = None
     """CRS of the output; None: the first image's."""
+    cross_image: bool = True
+    """Give an object that overlapping images show once."""
 
     def __post_init__(self) -> None:
         if not self.images:

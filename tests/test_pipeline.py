@@ -398,6 +398,20 @@ def test_images_of_two_zones_in_one_run(make_raster, scene, tmp_path):
     assert set(coverage["image"]) == {"a.tif", "b.tif"}
 
 
+def test_overlapping_sheets_give_each_object_once(image, make_raster, scene, tmp_path):
+    whole = run(image).objects
+    middle = scene.pixels.shape[2] // 2
+    for name, cols in (("left", slice(0, middle + 90)), ("right", slice(middle - 90, None))):
+        at = NORTH_UP @ Affine.translation(cols.start, 0)
+        make_raster(f"sheets/{name}.tif", scene.pixels[:, :, cols], transform=at, crs=UTM)
+    both = run([tmp_path / "sheets"]).objects
+    a, _, iou = match(whole.geometry.to_numpy(), both.geometry.to_numpy())
+    assert len(whole) == len(both) == len(a)
+    assert np.quantile(iou, 0.05) > 0.97
+    apart = run([tmp_path / "sheets"], cross_image=False).objects
+    assert len(apart) > len(both)
+
+
 def test_detectors_that_name_no_bands_get_all_but_alpha(make_raster):
     pixels = np.zeros((4, 200, 240), np.uint8)
     pixels[:3, 50:90, 60:130] = 200

@@ -60,6 +60,14 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output or other run.")
 @click.option("--dst-crs", help="CRS of the output.  [default: the first image's]")
+@click.option(
+    "--no-cross-image",
+    "cross_image",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Keep objects that overlapping images show once per image.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:

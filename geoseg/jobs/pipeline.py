@@ -46,11 +46,18 @@ from geoseg.imagery.source import describe_raster, find_images, select_bands
 from geoseg.jobs.executor import physical_cores, run_tasks
 from geoseg.jobs.ledger import RunDirectory, digest
 from geoseg.jobs.parts import PartSummary, failed, read_part
-from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
+from geoseg.jobs.supertile import (
+    COARSE_PX,
+    DetectorSpec,
+    SupertileTask,
+    forget_detectors,
+    run_supertile,
+)
 from geoseg.models.card import file_sha256
 from geoseg.models.detector import load_detector
 from geoseg.models.registry import find_card, find_model
 from geoseg.objects.count import count, polygonal
+from geoseg.objects.sheets import Sheets, join_sheets
 from geoseg.objects.stitch import stitch
 from geoseg.outputs.style import default_styles
 from geoseg.outputs.tables import (
@@ -462,10 +469,13 @@ def _objects(
         paths = [run_dir.part(digest(plan.key, number, s.index)) for s in mine]
         joined = _join_seams(image, paths)
         if len(joined):
-            tables.append(_table(plan, image, joined))
+            tables.append(_table(plan, image, joined).assign(sheet=number))
     if not tables:
         return empty_objects(plan.crs)
     table = gpd.GeoDataFrame(pd.concat(tables, ignore_index=True), crs=plan.crs)
+    if plan.settings.cross_image and len(tables) > 1:
+        table = _join_images(plan, table, summaries)
+    table = table.drop(columns="sheet")
     table.insert(0, "object_id", np.arange(1, len(table) + 1))
     return table
 
@@ -526,6 +536,44 @@ def _table(plan: RunPlan, image: ImagePlan, objects: Objects) -> gpd.GeoDataFram
     )
 
 
+def _join_images(
+    plan: RunPlan, table: gpd.GeoDataFrame, summaries: Sequence[PartSummary]
+) -> gpd.GeoDataFrame:
+    """Keep objects that several images show once."""
+    imaged = [
+        _imaged(plan, [s for s in summaries if s.image == i]) for i in range(len(plan.images))
+    ]
+    joined = join_sheets(
+        Sheets(
+            polygons=table.geometry.to_numpy(),
+            scores=table["score"].to_numpy(),
+            labels=pd.factorize(table["class"], sort=True)[0],
+            sheet=table["sheet"].to_numpy(),
+            footprints=[area.union_all() for area in imaged],
+            near=max(_coarse_cell(plan, image) for image in plan.images),
+        )
+    )
+    out = table.iloc[joined.rows].reset_index(drop=True)
+    out = out.set_geometry(gpd.GeoSeries(joined.polygons, crs=plan.crs))
+    several = [k for k, members in enumerate(joined.parts) if len(members) > 1]
+    if several:
+        area, perimeter = geodesic_area_perimeter(joined.polygons[several], plan.crs.to_wkt())
+        out.loc[several, "area_m2"] = area.round(3)
+        out.loc[several, "perimeter_m"] = perimeter.round(3)
+        for k in several:
+            members = table.iloc[joined.parts[k]]
+            out.loc[k, "n_parts"] = members["n_parts"].sum()
+            out.loc[k, "touches_edge"] = members["touches_edge"].any()
+    return out
+
+
+def _coarse_cell(plan: RunPlan, image: ImagePlan) -> float:
+    """Return the side of the cells on which imaged areas are traced, in units of the output."""
+    x, y = image.grid.width / 2, image.grid.height / 2
+    cell = shapely.box(x, y, x + COARSE_PX, y + COARSE_PX)
+    return float(np.sqrt(_place(plan, image, [cell])[0].area))
+
+
 def _valid(polygons: Any) -> Any:
     """Repair the rare polygon that rounding or projecting made invalid; keep its largest part."""
     bad = np.flatnonzero(~shapely.is_valid(polygons))
@@ -572,7 +620,13 @@ def _count(
     """Count objects in the regions, and say which share of each was imaged."""
     if plan.regions is None:
         return None
-    areas = []
+    imaged = _imaged(plan, summaries)
+    return count(objects, plan.regions, imaged=imaged, classes=plan.classes)
+
+
+def _imaged(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoSeries:
+    """Return the areas that were imaged and worked through."""
+    areas: list[Any] = []
     for s in summaries:
         if s.status == "failed" or not s.imaged:
             continue
@@ -581,8 +635,7 @@ def _count(
         if image.aoi is not None:
             area = shapely.intersection(area, image.aoi)
         areas += list(_place(plan, image, shapely.get_parts([area])))
-    imaged = gpd.GeoSeries(areas, crs=plan.crs)
-    return count(objects, plan.regions, imaged=imaged, classes=plan.classes)
+    return gpd.GeoSeries(areas, crs=plan.crs)
 
 
 def _write(

@@ -31,7 +31,7 @@ from geoseg.objects.stitch import split_settled, stitch
 from geoseg.objects.vectorize import vectorize
 from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
 
-_COARSE_PX = 16
+COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
 
 
@@ -271,19 +271,19 @@ def _box(window: Window) -> shapely.Polygon:
 
 
 def _imaged_area(valid: BoolArray, supertile: Supertile) -> shapely.Geometry:
-    """Trace where the core has pixels, on cells of `_COARSE_PX`, grid px."""
+    """Trace where the core has pixels, on cells of `COARSE_PX`, grid px."""
     core, window = supertile.core, supertile.window
     top, left = int(core.row_off - window.row_off), int(core.col_off - window.col_off)
     inside = valid[top : top + int(core.height), left : left + int(core.width)]
     if inside.all():
         return _box(core)
-    rows, cols = (-(-n // _COARSE_PX) for n in inside.shape)
-    room = (rows * _COARSE_PX - inside.shape[0], cols * _COARSE_PX - inside.shape[1])
+    rows, cols = (-(-n // COARSE_PX) for n in inside.shape)
+    room = (rows * COARSE_PX - inside.shape[0], cols * COARSE_PX - inside.shape[1])
     # cells that the core's edge cuts are judged by what lies inside it
     padded = np.pad(inside, ((0, room[0]), (0, room[1])), mode="edge")
-    share = padded.reshape(rows, _COARSE_PX, cols, _COARSE_PX).mean(axis=(1, 3))
+    share = padded.reshape(rows, COARSE_PX, cols, COARSE_PX).mean(axis=(1, 3))
     cells = (share > 0.5).astype(np.uint8)
-    to_grid = Affine.translation(core.col_off, core.row_off) @ Affine.scale(_COARSE_PX)
+    to_grid = Affine.translation(core.col_off, core.row_off) @ Affine.scale(COARSE_PX)
     outlines = [shapely.geometry.shape(s) for s, _ in shapes(cells, cells == 1, transform=to_grid)]
     return shapely.intersection(shapely.union_all(outlines), _box(core))
 
