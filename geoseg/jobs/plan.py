@@ -1,0 +1,264 @@
+"""Before anything runs: every setting known and checked, without reading a pixel."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import geopandas as gpd
+import pyproj
+import shapely
+
+import geoseg
+from geoseg.config import (
+    DEFAULT_OVERLAP,
+    DEFAULT_SUPERTILE_PX,
+    DEFAULT_TILE_SIZE,
+    DetectSettings,
+)
+from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
+from geoseg.imagery.check import check_images
+from geoseg.imagery.georef import (
+    WorkingGrid,
+    polygons_to_pixels,
+    working_grid,
+)
+from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.source import describe_raster, find_images, select_bands
+from geoseg.jobs.ledger import digest
+from geoseg.jobs.supertile import (
+    DetectorSpec,
+)
+from geoseg.models.card import file_sha256
+from geoseg.models.detector import load_detector
+from geoseg.models.registry import find_card, find_model
+from geoseg.objects.count import polygonal
+from geoseg.outputs.tables import (
+    check_output,
+    read_vector,
+)
+from geoseg.records import RasterInfo
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from geoseg.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """How one image is worked through."""
+
+    info: RasterInfo
+    grid: WorkingGrid
+    tiles: TileGrid
+    bands: tuple[int, ...]
+    aoi: shapely.Geometry | None
+    """Area of interest, grid px."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A run whose every setting is known and checked; no pixel was read for it."""
+
+    settings: DetectSettings
+    images: tuple[ImagePlan, ...]
+    detector: DetectorSpec
+    classes: tuple[str, ...]
+    crs: pyproj.CRS
+    """CRS of the output."""
+    regions: gpd.GeoDataFrame | None
+    aoi: gpd.GeoDataFrame | None
+    key: str
+    """Hash of everything that decides the parts."""
+    about_model: dict[str, Any]
+
+    @property
+    def n_supertiles(self) -> int:
+        """Supertiles of all images."""
+        return sum(image.tiles.n_supertiles for image in self.images)
+
+
+def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunPlan:
+    """Check everything that can be checked without pixels or weights.
+
+    Raises
+    ------
+    GeosegError
+        With exit code 2: what is wrong, what was expected, what to do.
+    """
+    _check_paths(settings)
+    dst = None if settings.dst_crs is None else _crs(settings.dst_crs)
+    regions = None if settings.regions is None else read_vector(settings.regions, what="regions")
+    aoi = None if settings.aoi is None else read_vector(settings.aoi, what="AOI")
+    paths = find_images(settings.images)
+    if problems := check_images(paths):
+        more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
+        raise SourceError(f"{problems[0]}{more}")
+    # a user's factory may load weights: all that needs no detector is checked before
+    about = _about_detector(settings, detector)
+    tile_size = settings.tile_size or about["tile_size"]
+    overlap = settings.overlap
+    if overlap is None:
+        overlap = min(about["overlap"], tile_size // 4)
+    supertile = settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile_size)
+    images = tuple(
+        _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
+    )
+    crs = dst or pyproj.CRS.from_wkt(images[0].info.crs_wkt)
+    if settings.device == "cuda":
+        from geoseg.models.inference import choose_device
+
+        choose_device("cuda")
+    spec = _detector_spec(settings, detector, about)
+    key = digest(
+        geoseg.__version__,
+        about["fingerprint"],
+        spec.min_score,
+        [
+            (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
+             None if i.aoi is None else _sha256(i.aoi.wkb))
+            for i in images
+        ],
+    )  # fmt: skip
+    return RunPlan(
+        settings, images, spec, about["classes"], crs, regions, aoi, key, about["manifest"]
+    )
+
+
+def _check_paths(settings: DetectSettings) -> None:
+    """Refuse an output that cannot be written or that would replace what the run reads."""
+    if settings.output is None:
+        return
+    outputs = [check_output(settings.output, settings.overwrite)]
+    if settings.regions is not None and settings.output.suffix.lower() != ".gpkg":
+        outputs.append(check_output(counts_path(settings.output), settings.overwrite))
+    for option, path in (("--regions", settings.regions), ("--aoi", settings.aoi)):
+        for output in outputs:
+            if path is not None and path.exists() and output.exists() and output.samefile(path):
+                raise OutputError(f"output {output} is also the {option} file; name another output")
+
+
+def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict[str, Any]:
+    """Collect what the detector says of itself, without loading weights."""
+    if detector is None and settings.detector is None:
+        card, path = find_card(settings.model), find_model(settings.model)
+        return {
+            "classes": card.classes,
+            "bands": len(card.bands),
+            "gsd_m": card.gsd_m,
+            "tile_size": card.tile_size,
+            "overlap": card.overlap,
+            "min_score": card.min_score,
+            "fingerprint": file_sha256(path),
+            "manifest": {
+                "name": card.name,
+                "licence": card.licence,
+                "credits": list(card.credits),
+                "quality": dict(card.quality),
+            },
+        }
+    # the user's own: it need not be what it promises
+    made: Any = load_detector(str(settings.detector)) if detector is None else detector
+    if not callable(made) or not getattr(made, "classes", None):
+        raise ModelError(
+            f"detector is {made!r}; expected a callable with classes: tuple[str, ...] "
+            "(geoseg.Detector), or 'package.module:factory'"
+        )
+    name = settings.detector or type(made).__qualname__
+    bands = getattr(made, "bands", None)
+    return {
+        "classes": tuple(made.classes),
+        "bands": len(bands) if bands else None,
+        "gsd_m": getattr(made, "gsd_m", None),
+        "tile_size": getattr(made, "tile_size", DEFAULT_TILE_SIZE),
+        "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
+        "min_score": getattr(made, "min_score", 0.0),
+        "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
+        "manifest": {"name": name},
+    }
+
+
+def _fingerprint(detector: Detector, name: str) -> list[str]:
+    """Tell detectors apart that do not say who they are: by their source and their state.
+
+    Otherwise a changed detector would be served the parts of its former self.
+    """
+    parts = [name]
+    module = inspect.getmodule(detector)
+    # typed in a console it has no source; state may hold what has no bytes
+    with contextlib.suppress(Exception):
+        parts.append(_sha256(inspect.getsource(cast("ModuleType", module)).encode()))
+    with contextlib.suppress(Exception):
+        parts.append(_sha256(pickle.dumps(vars(detector))))
+    return parts
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _detector_spec(
+    settings: DetectSettings, detector: Detector | None, about: dict[str, Any]
+) -> DetectorSpec:
+    own = detector is not None or settings.detector is not None
+    return DetectorSpec(
+        model=None if own else str(find_model(settings.model)),
+        factory=None if detector is not None else settings.detector,
+        given=detector,
+        device=settings.device,
+        min_score=about["min_score"] if settings.min_score is None else settings.min_score,
+        threads=1,
+    )
+
+
+def _plan_image(
+    path: str,
+    settings: DetectSettings,
+    about: dict[str, Any],
+    sizes: tuple[int, int, int],
+    aoi: gpd.GeoDataFrame | None,
+) -> ImagePlan:
+    info = describe_raster(path)
+    gsd = about["gsd_m"] if settings.gsd is None else settings.gsd
+    grid = working_grid(info, None if gsd is None or gsd == "native" else float(gsd))
+    colours = info.bands - (info.alpha_band is not None)
+    wanted = about["bands"] or (len(settings.bidx) if settings.bidx else colours)
+    bands = select_bands(info, settings.bidx, wanted)
+    tile_size, overlap, supertile = sizes
+    area = None
+    if aoi is not None:
+        polygons, _ = polygonal(aoi.geometry.array)
+        area = shapely.union_all(
+            polygons_to_pixels(polygons, aoi.crs.to_wkt(), info.crs_wkt, grid.transform)
+        )
+    return ImagePlan(
+        info, grid, TileGrid(grid.height, grid.width, tile_size, overlap, supertile), bands, area
+    )
+
+
+def _crs(text: str) -> pyproj.CRS:
+    try:
+        return pyproj.CRS.from_user_input(text)
+    except pyproj.exceptions.CRSError as error:
+        raise ConfigError(
+            f"--dst-crs '{text}' is no CRS that PROJ knows; expected something like EPSG:32645"
+        ) from error
+
+
+def counts_path(output: Path) -> Path:
+    """Return where counts go beside an output that has no layers."""
+    return output.with_name(f"{output.stem}_regions{output.suffix}")
+
+
+def part_key(plan: RunPlan, image: int, index: tuple[int, int]) -> str:
+    """Return the name of the part of one supertile of one image."""
+    return digest(plan.key, image, index)
