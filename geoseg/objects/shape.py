@@ -35,20 +35,23 @@ TOUCH = 1e-9
 WALL_PX = 1e-6
 """Outlines this close run along the same wall: cutting one along the other rounds this little."""
 
-STEP_SHARE = 0.12
+STEP_SHARE = 0.09
 """Steps shorter than this share of the square root of the area are smoothed away, or ..."""
 
 STEP_PX = 2.0
 """... shorter than this, whichever is more."""
 
-MIN_ALIGNMENT = 0.4
+MIN_ALIGNMENT = 0.5
 """How well edges agree on two directions, 0 (a circle, a hexagon) to 1 (right angles only)."""
 
-RECTANGLE_GIVE = 0.03
+RECTANGLE_GIVE = 0.01
 """A rectangle is preferred where its IoU is at most this much under that of more corners."""
 
-SAME_DIRECTION = 0.01
-"""Directions this close are not tried one after the other, radians."""
+LIGHT_SHARE = 0.125
+"""Outlines are thinned to within this share of the step before their edges are judged."""
+
+MAX_TURN = 0.2
+"""The direction of the votes is corrected by no more than this, radians."""
 
 CHUNK = 20_000
 """Polygons or pairs worked on at a time: bounds memory."""
@@ -479,13 +482,13 @@ def regularize(
 ) -> GeometryArray:
     """Give right angles to outlines that nearly have them: buildings.
 
-    The edges of an outline vote, by length and modulo 90 degrees, for its direction (its smallest
-    rectangle names a second candidate). Every edge is turned to the nearer of the two axes, edges
-    in a row on one axis become one, steps shorter than ``step_px`` (or 12 % of the square root of
-    the area) are smoothed away, and neighbouring edges meet in corners. Holes are treated alike.
-    A plain rectangle of the same area is the third candidate. The outline closest to the one found
-    wins, if its IoU with that reaches 1 - ``max_loss``; a rectangle may be 0.03 worse, since fewer
-    corners say the same.
+    The edges of an outline vote, by length and modulo 90 degrees, for its direction, which is then
+    fitted to its walls. Every edge is turned to the nearer of the two axes, edges in a row on one
+    axis become one, steps shorter than ``step_px`` (or a share of the square root of the area,
+    `STEP_SHARE`) are smoothed away, and neighbouring edges meet in corners. Holes are treated
+    alike. Where that has more than four corners, the rectangle that is left when all steps are
+    smoothed away replaces it if its IoU is hardly lower (`RECTANGLE_GIVE`). The result is taken if
+    its IoU with the outline given reaches 1 - ``max_loss``.
 
     What has no two directions stays as it was: round, hexagonal or ragged outlines, whose edges
     agree too little, and those whose right-angled version would lose more than ``max_loss``.
@@ -521,32 +524,27 @@ def regularize(
 
 def _regularize(polygons: GeometryArray, max_loss: float, step_px: float) -> GeometryArray:
     """See `regularize`."""
+    out = polygons.copy()
     area = shapely.area(polygons)
     step = np.maximum(step_px, STEP_SHARE * np.sqrt(area))
-    light = shapely.simplify(polygons, step / 4, preserve_topology=True)
+    light = shapely.simplify(polygons, step * LIGHT_SHARE, preserve_topology=True)
     angle, alignment = _direction(light)
-    rows = np.flatnonzero(alignment >= MIN_ALIGNMENT)
-    out = polygons.copy()
+    single = shapely.get_type_id(light) == shapely.GeometryType.POLYGON
+    rows = np.flatnonzero((alignment >= MIN_ALIGNMENT) & (area > 0) & single)
     if len(rows) == 0:
         return out
-    polygons, light, area, step = polygons[rows], light[rows], area[rows], step[rows]
-    box = shapely.minimum_rotated_rectangle(polygons)
-    by_votes, by_box = angle[rows], _direction(box)[0]
-    first = _right_angled(light, by_votes, step)
-    corners = np.stack([first, first], axis=1)
-    # the difference of two directions, modulo 90 degrees
-    differ = np.abs((by_box - by_votes + np.pi / 4) % (np.pi / 2) - np.pi / 4) > SAME_DIRECTION
-    corners[differ, 1] = _right_angled(light[differ], by_box[differ], step[differ])
-    fit = np.zeros(corners.shape)
-    fit[:, 0] = _iou(polygons, first)
-    fit[differ, 1] = _iou(polygons[differ], corners[differ, 1])
-    best = np.argmax(fit, axis=1)
-    fit = fit.max(axis=1)
-    chosen = corners[np.arange(len(rows)), best]
-    plain = _rectangle(box, area)
-    plain_fit = _iou(polygons, plain)
-    use_plain = plain_fit >= fit - RECTANGLE_GIVE
-    chosen[use_plain], fit[use_plain] = plain[use_plain], plain_fit[use_plain]
+    polygons, light, angle, step = polygons[rows], light[rows], angle[rows], step[rows]
+    turn = _tilt(light, angle, step)
+    angle = angle + np.where(np.abs(turn) < MAX_TURN, turn, 0)
+    chosen = _right_angled(light, angle, step)
+    fit = _iou(polygons, chosen)
+    angular = np.flatnonzero(shapely.get_num_coordinates(chosen) != 5)
+    if len(angular):
+        endless = np.full(len(angular), np.inf)
+        plain = _right_angled(light[angular], angle[angular], endless, shells_only=True)
+        plain_fit = _iou(polygons[angular], plain)
+        better = plain_fit >= fit[angular] - RECTANGLE_GIVE
+        chosen[angular[better]], fit[angular[better]] = plain[better], plain_fit[better]
     good = fit >= 1 - max_loss
     out[rows[good]] = chosen[good]
     return out
@@ -581,46 +579,63 @@ def _direction(polygons: GeometryArray) -> tuple[DoubleArray, DoubleArray]:
     return np.arctan2(imag, real) / 4, agreement
 
 
-def _rectangle(boxes: GeometryArray, area: DoubleArray) -> GeometryArray:
-    """Shrink rectangles to an area, all sides moving in by the same distance."""
-    out = np.full(len(boxes), None, object)
-    solid = np.flatnonzero(shapely.get_num_coordinates(boxes) == 5)
-    corners = shapely.get_coordinates(boxes[solid]).reshape(-1, 5, 2)
-    along, across = corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 0]
-    long, short = np.hypot(*along.T), np.hypot(*across.T)
-    half = (long + short) / 2
-    inset = (half - np.sqrt(np.maximum(half**2 - (long * short - area[solid]), 0))) / 2
-    u, v = along * (inset / long)[:, None], across * (inset / short)[:, None]
-    a, b, c, d = (corners[:, k] for k in range(4))
-    out[solid] = shapely.polygons(np.stack([a + u + v, b - u + v, c - u - v, d + u - v], axis=1))
-    return out
+def _turned_runs(
+    polygons: GeometryArray, angle: DoubleArray, step: DoubleArray, *, shells_only: bool = False
+) -> tuple[_Runs, IntArray]:
+    """Return the outlines as runs along the axes of an angle, steps smoothed, and ring owners.
 
-
-def _right_angled(polygons: GeometryArray, angle: DoubleArray, step: DoubleArray) -> GeometryArray:
-    """Snap all edges to the axes of an angle; None where less than four edges are left."""
+    Coordinates are relative to the polygons' centroids and turned back by the angle.
+    """
+    if shells_only:
+        polygons = shapely.polygons(shapely.get_exterior_ring(polygons))
     rings, owner = shapely.get_rings(polygons, return_index=True)
     xy, ring = shapely.get_coordinates(rings, return_index=True)
-    centre = shapely.get_coordinates(shapely.centroid(polygons))
-    cos, sin = np.cos(angle), np.sin(angle)
-    x, y = (xy - centre[owner[ring]]).T
-    c, s = cos[owner[ring]], sin[owner[ring]]
-    runs = _Runs.of(np.stack([c * x + s * y, c * y - s * x], axis=1), ring)
-    runs = _smooth_steps(runs, step[owner])
-    corners = runs.corners()
-    of = owner[runs.ring]
-    c, s = cos[of], sin[of]
-    x, y = corners.T
-    placed = np.stack([c * x - s * y, s * x + c * y], axis=1) + centre[of]
+    of = owner[ring]
+    x, y = (xy - shapely.get_coordinates(shapely.centroid(polygons))[of]).T
+    cos, sin = np.cos(angle)[of], np.sin(angle)[of]
+    runs = _Runs.of(np.stack([cos * x + sin * y, cos * y - sin * x], axis=1), ring)
+    return _smooth_steps(runs, step[owner]), owner
+
+
+def _tilt(polygons: GeometryArray, angle: DoubleArray, step: DoubleArray) -> DoubleArray:
+    """Return by how much walls are still turned against an angle, radians.
+
+    One slope is fitted to all walls of a polygon (least squares, each about its own middle), so
+    long walls weigh most and the noise of single edges cancels.
+    """
+    # walls that a step parts must not be taken for one slanting wall
+    runs, owner = _turned_runs(polygons, angle, step / 2)
+    along, across = runs.sums[:, 1], runs.sums[:, 2]
+    spread = runs.sums[:, 3] - along**2 / runs.sums[:, 0]
+    slant = runs.sums[:, 4] - along * across / runs.sums[:, 0]
+    n, of = len(polygons), owner[runs.ring]
+    # turning a wall along y to the left moves its upper end to smaller x
+    total = np.bincount(of, np.where(runs.flat, slant, -slant), minlength=n)
+    spread = np.bincount(of, spread, minlength=n).astype(np.float64)
+    return np.asarray(np.divide(total, spread, where=spread > 0, out=np.zeros(n)))
+
+
+def _right_angled(
+    polygons: GeometryArray, angle: DoubleArray, step: DoubleArray, *, shells_only: bool = False
+) -> GeometryArray:
+    """Snap all edges to the axes of an angle; None where less than four edges are left."""
+    runs, owner = _turned_runs(polygons, angle, step, shells_only=shells_only)
     out = np.full(len(polygons), None, object)
+    if len(runs.ring) == 0:
+        return out
+    of = owner[runs.ring]
+    x, y = runs.corners().T
+    cos, sin = np.cos(angle)[of], np.sin(angle)[of]
+    placed = np.stack([cos * x - sin * y, sin * x + cos * y], axis=1)
+    placed += shapely.get_coordinates(shapely.centroid(polygons))[of]
     kept, index = np.unique(runs.ring, return_inverse=True)
     # holes go with their shell
     shell = np.diff(owner, prepend=-1) != 0
     alive = np.isin(owner[kept], owner[kept[shell[kept]]])
-    if not alive.any():
-        return out
     lines = shapely.linearrings(placed, indices=index)[alive]
     rows, index = np.unique(owner[kept][alive], return_inverse=True)
-    out[rows] = shapely.polygons(lines, indices=index)
+    if len(rows):
+        out[rows] = shapely.polygons(lines, indices=index)
     return out
 
 
@@ -634,18 +649,17 @@ class _Runs:
     ring: IntArray
     flat: BoolArray
     """Along the x axis; a ring's rows alternate."""
-    weight: DoubleArray
-    """Length of the edges in it, along its axis."""
-    moment: DoubleArray
-    """Where they lie across the axis, times their weight."""
+    sums: DoubleArray
+    """(n, 5) integrals over its edges of 1, u, v, u * u and u * v: u along the axis, v across."""
 
     @classmethod
     def of(cls, xy: DoubleArray, ring: IntArray) -> _Runs:
         """Build from closed rings; rings with fewer than four runs are left out."""
         edge = np.flatnonzero(ring[1:] == ring[:-1])
-        dx, dy = np.abs(xy[edge + 1] - xy[edge]).T
-        flat = dx >= dy
-        middle = (xy[edge + 1] + xy[edge]) / 2
+        if len(edge) == 0:
+            return cls(np.zeros(0, np.int64), np.zeros(0, bool), np.zeros((0, 5)))
+        step = xy[edge + 1] - xy[edge]
+        flat = np.abs(step[:, 0]) >= np.abs(step[:, 1])
         ring = ring[edge]
         first = np.diff(ring, prepend=-1) != 0
         starts = first.copy()
@@ -655,19 +669,14 @@ class _Runs:
         head = np.flatnonzero(first)
         tail = np.append(head[1:], len(ring)) - 1
         joins = (flat[head] == flat[tail]) & (run[head] != run[tail])
-        target = np.arange(run.max(initial=-1) + 1)
+        target = np.arange(run[-1] + 1)
         target[run[tail[joins]]] = run[head[joins]]
-        run = np.unique(target[run], return_inverse=True)[1]
-        weight = np.where(flat, dx, dy)
-        moment = np.where(flat, middle[:, 1], middle[:, 0]) * weight
-        kept = np.unique(run, return_index=True)[1]
-        runs = cls(
-            ring[kept],
-            flat[kept],
-            np.bincount(run, weight).astype(np.float64),
-            np.bincount(run, moment).astype(np.float64),
-        )
-        return runs.take((np.bincount(runs.ring)[runs.ring] >= 4) if len(kept) else kept)
+        kept, run = np.unique(target[run], return_inverse=True)
+        sums = _integrals(xy[edge], step, flat)
+        totals = np.stack([np.bincount(run, column) for column in sums.T], axis=1)
+        begins = np.flatnonzero(starts)[kept]
+        runs = cls(ring[begins], flat[begins], totals.astype(np.float64))
+        return runs.take(np.bincount(runs.ring)[runs.ring] >= 4)
 
     def take(self, rows: BoolArray | IntArray) -> _Runs:
         """Return the given rows."""
@@ -676,7 +685,7 @@ class _Runs:
     @property
     def offset(self) -> DoubleArray:
         """Where each run lies across its axis."""
-        return self.moment / self.weight
+        return np.asarray(self.sums[:, 2] / self.sums[:, 0])
 
     def neighbours(self) -> tuple[IntArray, IntArray]:
         """Return the rows before and after each, around its ring."""
@@ -694,6 +703,16 @@ class _Runs:
         x = np.where(self.flat, offset[after], offset)
         y = np.where(self.flat, offset, offset[after])
         return np.stack([x, y], axis=1)
+
+
+def _integrals(start: DoubleArray, step: DoubleArray, flat: BoolArray) -> DoubleArray:
+    """Return the integrals that `_Runs.sums` adds up, (n, 5), over single edges."""
+    middle = start + step / 2
+    u, v = np.where(flat[:, None], middle, middle[:, ::-1]).T
+    du, dv = np.where(flat[:, None], step, step[:, ::-1]).T
+    weight = np.abs(du)
+    columns = [np.ones_like(u), u, v, u * u + du * du / 12, u * v + du * dv / 12]
+    return np.asarray(np.stack(columns, axis=1) * weight[:, None])
 
 
 def _smooth_steps(runs: _Runs, step: DoubleArray) -> _Runs:
@@ -717,8 +736,7 @@ def _smooth_steps(runs: _Runs, step: DoubleArray) -> _Runs:
         # of equals the first
         gone = gone[np.diff(runs.ring[gone], prepend=-1) != 0]
         into, other = before[gone], after[gone]
-        runs.weight[into] += runs.weight[other]
-        runs.moment[into] += runs.moment[other]
+        runs.sums[into] += runs.sums[other]
         goes_on[gone] = goes_on[other] = False
         runs = runs.take(goes_on)
     if not done:
