@@ -41,14 +41,17 @@ STEP_SHARE = 0.09
 STEP_PX = 2.0
 """... shorter than this, whichever is more."""
 
-MIN_ALIGNMENT = 0.5
+MIN_ALIGNMENT = 0.4
 """How well edges agree on two directions, 0 (a circle, a hexagon) to 1 (right angles only)."""
 
 RECTANGLE_GIVE = 0.01
 """A rectangle is preferred where its IoU is at most this much under that of more corners."""
 
 LIGHT_SHARE = 0.125
-"""Outlines are thinned to within this share of the step before their edges are judged."""
+"""Outlines are thinned to within this share of the step before walls are laid along them."""
+
+VOTE_SHARE = 0.25
+"""Their edges vote for a direction after thinning to within this share of the step."""
 
 MAX_TURN = 0.2
 """The direction of the votes is corrected by no more than this, radians."""
@@ -301,11 +304,13 @@ def _give_way(out: GeometryArray, keep: BoolArray, better: IntArray, worse: IntA
     if len(worse) == 0:
         return
     rows, starts, counts = np.unique(worse, return_index=True, return_counts=True)
-    cutters = out[better[starts]]
-    for k in np.flatnonzero(counts > 1):
-        cutters[k] = shapely.union_all(out[better[starts[k] : starts[k] + counts[k]]])
     before = out[rows]
-    after = _largest_part(shapely.difference(before, cutters))
+    after = before.copy()
+    # one after the other: the union of outlines a rounding error apart can lose one of them
+    for k in range(counts.max()):
+        more = np.flatnonzero(counts > k)
+        after[more] = shapely.difference(after[more], out[better[starts[more] + k]])
+    after = _largest_part(after)
     area, area_before = shapely.area(after), shapely.area(before)
     with np.errstate(invalid="ignore"):
         width = np.nan_to_num(2 * area / shapely.length(after))
@@ -528,7 +533,7 @@ def _regularize(polygons: GeometryArray, max_loss: float, step_px: float) -> Geo
     area = shapely.area(polygons)
     step = np.maximum(step_px, STEP_SHARE * np.sqrt(area))
     light = shapely.simplify(polygons, step * LIGHT_SHARE, preserve_topology=True)
-    angle, alignment = _direction(light)
+    angle, alignment = _direction(shapely.simplify(light, step * VOTE_SHARE))
     single = shapely.get_type_id(light) == shapely.GeometryType.POLYGON
     rows = np.flatnonzero((alignment >= MIN_ALIGNMENT) & (area > 0) & single)
     if len(rows) == 0:
