@@ -155,3 +155,13 @@ def test_a_mask_that_is_no_grid_is_refused(shape):
 def test_nothing_found_gives_no_objects():
     fragments = vectorize(Instances.empty(), LEFT, tile_row=0, raster_shape=RASTER)
     assert len(finished(stitch(fragments, [LEFT]))) == 0
+
+
+def test_cells_that_are_not_a_number_are_not_object():
+    nothing = np.full((28, 28), np.nan)
+    assert len(objects_of(([10, 10, 50, 50], nothing))) == 0
+    speck = np.ones((28, 28))
+    speck[10, 20] = np.nan
+    (polygon,) = objects_of(([10, 10, 50, 50], speck))
+    assert len(polygon.interiors) == 1
+    assert polygon.area == pytest.approx(1600, rel=0.01)
