@@ -58,6 +58,16 @@ class DetectSettings:
     """Replace an existing output, and a run directory of other settings."""
     dst_crs: str | None = None
     """CRS of the output; None: the first image's."""
+    resolve_overlaps: bool = False
+    """Cut overlaps between objects of one class; the better scored keeps the ground."""
+    simplify: float = 0.25
+    """Tolerance of the outlines, px of the working grid; shared walls stay shared."""
+    regularize: bool = False
+    """Give buildings right angles where the outline keeps an IoU of 0.9 with its original."""
+    min_area: float = 0.0
+    """Smallest object, m2."""
+    fill_holes: float = 0.0
+    """Largest hole that is filled, m2."""
     cross_image: bool = True
     """Give an object that overlapping images show once."""
 
@@ -68,6 +78,9 @@ class DetectSettings:
         _check_range("--min-score", self.min_score, 0, 1)
         _check_range("--workers", self.workers, 1, 1024)
         _check_range("--supertile-size", self.supertile_size, 32, 65536)
+        _check_range("--simplify", self.simplify, 0, 100)
+        _check_range("--min-area", self.min_area, 0, 1e9)
+        _check_range("--fill-holes", self.fill_holes, 0, 1e9)
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"--overlap is {self.overlap}; expected 0 or more")
         if (self.overlap or 0) >= (self.tile_size or math.inf):

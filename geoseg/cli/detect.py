@@ -61,6 +61,13 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
 @click.option("--overwrite", is_flag=True, help="Replace an existing output or other run.")
 @click.option("--dst-crs", help="CRS of the output.  [default: the first image's]")
 @click.option(
+    "--simplify", type=float, default=0.25, show_default=True, help="Tolerance of outlines, px."
+)
+@click.option("--resolve-overlaps", is_flag=True, help="Cut overlaps between objects of a class.")
+@click.option("--regularize", is_flag=True, help="Right angles, where the shape allows it.")
+@click.option("--min-area", type=float, default=0.0, help="Leave smaller objects out, m2.")
+@click.option("--fill-holes", type=float, default=0.0, help="Fill holes up to this size, m2.")
+@click.option(
     "--no-cross-image",
     "cross_image",
     is_flag=True,

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyproj
 import shapely
 
-from geoseg.imagery.georef import (
-    geodesic_area_perimeter,
-    polygons_to_crs,
-    reproject_polygons,
-)
+from geoseg.imagery.georef import geodesic_area_perimeter, polygons_to_crs, reproject_polygons
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, read_part
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
-from geoseg.jobs.supertile import (
-    COARSE_PX,
-)
+from geoseg.jobs.supertile import COARSE_PX
 from geoseg.objects.count import count
+from geoseg.objects.shape import ShapeSettings, finish_shapes
 from geoseg.objects.sheets import Sheets, join_sheets
 from geoseg.objects.stitch import stitch
-from geoseg.outputs.tables import (
-    empty_objects,
-)
-from geoseg.records import Fragments, Objects, Tile
-
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-
-SIMPLIFY_PX = 0.25
-"""Vertices nearer than this to the outline are left out: a quarter of a pixel nobody sees."""
+from geoseg.outputs.tables import empty_objects
+from geoseg.records import BoolArray, Fragments, Objects, Tile
 
 
 def objects_table(
@@ -51,9 +36,14 @@ def objects_table(
     for number, image in enumerate(plan.images):
         mine = [s for s in summaries if s.image == number and s.status == "done"]
         paths = [run_dir.part(part_key(plan, number, s.index)) for s in mine]
-        joined = _join_seams(image, paths)
-        if len(joined):
-            tables.append(_table(plan, image, joined).assign(sheet=number))
+        joined = _in_order(_join_seams(image, paths))
+        # what identifies an object must not change with how its outline is finished
+        uids = _uids(plan, image, joined)
+        finished, keep = _finish(plan, image, joined)
+        if keep.any():
+            table = _table(plan, image, finished).assign(sheet=number)
+            table.insert(0, "uid", uids[keep])
+            tables.append(table)
     if not tables:
         return empty_objects(plan.crs)
     table = gpd.GeoDataFrame(pd.concat(tables, ignore_index=True), crs=plan.crs)
@@ -84,30 +74,52 @@ def _join_seams(image: ImagePlan, paths: Sequence[Path]) -> Objects:
     return objects
 
 
-def _table(plan: RunPlan, image: ImagePlan, objects: Objects) -> gpd.GeoDataFrame:
-    """Put objects on the earth, with the columns that users see but the number."""
-    polygons = shapely.simplify(objects.polygons, SIMPLIFY_PX, preserve_topology=True)
-    centres = shapely.get_coordinates(shapely.centroid(polygons))
-    # reading order; the outline decides between objects on one spot
-    order = np.lexsort(
-        (shapely.area(polygons), objects.labels, centres[:, 0].round(2), centres[:, 1].round(2))
+def _in_order(objects: Objects) -> Objects:
+    """Sort as one reads: from the top, then from the left; size decides on one spot."""
+    x, y = shapely.get_coordinates(shapely.centroid(objects.polygons)).T.round(2)
+    return objects.take(np.lexsort((shapely.area(objects.polygons), objects.labels, x, y)))
+
+
+def _uids(plan: RunPlan, image: ImagePlan, objects: Objects) -> npt.NDArray[np.object_]:
+    """Return names made of image, class, place and size: the same in every run."""
+    places = shapely.get_coordinates(shapely.centroid(objects.polygons))
+    areas = shapely.area(objects.polygons)
+    texts = [
+        f"{image.info.fingerprint}|{plan.classes[label]}|{x:.1f}|{y:.1f}|{area:.0f}"
+        for label, (x, y), area in zip(objects.labels, places, areas, strict=True)
+    ]
+    return np.array([hashlib.sha256(t.encode()).hexdigest()[:16] for t in texts], dtype=object)
+
+
+def _finish(plan: RunPlan, image: ImagePlan, objects: Objects) -> tuple[Objects, BoolArray]:
+    """Give the outlines their final form; say which objects stay."""
+    wanted = plan.settings
+    polygons, keep = finish_shapes(
+        objects.polygons,
+        objects.scores,
+        objects.labels,
+        ShapeSettings(
+            resolve_overlaps=wanted.resolve_overlaps,
+            simplify_px=wanted.simplify,
+            regularize=wanted.regularize,
+            min_area_m2=wanted.min_area,
+            max_hole_m2=wanted.fill_holes,
+        ),
+        gsd_m=image.grid.gsd_m,
     )
-    objects, polygons, centres = objects.take(order), polygons[order], centres[order]
-    classes = np.array(plan.classes, dtype=object)[objects.labels]
+    return replace(objects, polygons=polygons).take(keep), keep
+
+
+def _table(plan: RunPlan, image: ImagePlan, objects: Objects) -> gpd.GeoDataFrame:
+    """Put objects on the earth, with the columns that users see but numbers and names."""
     wkt = image.info.crs_wkt
-    placed = polygons_to_crs(polygons, image.grid.transform)
+    placed = polygons_to_crs(objects.polygons, image.grid.transform)
     area, perimeter = geodesic_area_perimeter(placed, wkt)
     if not plan.crs.equals(pyproj.CRS.from_wkt(wkt)):
         placed = reproject_polygons(placed, wkt, plan.crs.to_wkt())
-    source = image.info.fingerprint
-    uids = [
-        hashlib.sha256(f"{source}|{name}|{x:.1f}|{y:.1f}|{a:.0f}".encode()).hexdigest()[:16]
-        for name, (x, y), a in zip(classes, centres, shapely.area(polygons), strict=True)
-    ]
     return gpd.GeoDataFrame(
         {
-            "uid": uids,
-            "class": classes,
+            "class": np.array(plan.classes, dtype=object)[objects.labels],
             "score": objects.scores.astype(np.float64).round(6),
             "area_m2": area.round(3),
             "perimeter_m": perimeter.round(3),
