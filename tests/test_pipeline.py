@@ -339,6 +339,9 @@ def test_only_inside_the_aoi(image, scene, tmp_path):
     wanted = everything[everything.representative_point().intersects(inside.buffer(-0.05))]
     assert set(wanted["uid"]) <= set(result.objects["uid"])
     assert result.supertiles["outside"] > 0
+    # one as large as the earth is no limit, nor are its far sides of any concern
+    gpd.GeoSeries([shapely.box(-180, -90, 180, 90)], crs=4326).to_file(tmp_path / "earth.gpkg")
+    same_table(run(image, aoi=tmp_path / "earth.gpkg", supertile_size=256).objects, everything)
     # an AOI that meets no image: nothing to do is no failure
     gpd.GeoSeries([shapely.box(0, 0, 1, 1)], crs=4326).to_file(tmp_path / "far.gpkg")
     nowhere = run(image, aoi=tmp_path / "far.gpkg")

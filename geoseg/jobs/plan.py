@@ -26,7 +26,9 @@ from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
 from geoseg.imagery.check import check_images
 from geoseg.imagery.georef import (
     WorkingGrid,
+    polygons_to_crs,
     polygons_to_pixels,
+    reproject_polygons,
     working_grid,
 )
 from geoseg.imagery.grid import TileGrid
@@ -234,15 +236,25 @@ def _plan_image(
     wanted = about["bands"] or (len(settings.bidx) if settings.bidx else colours)
     bands = select_bands(info, settings.bidx, wanted)
     tile_size, overlap, supertile = sizes
-    area = None
-    if aoi is not None:
-        polygons, _ = polygonal(aoi.geometry.array)
-        area = shapely.union_all(
-            polygons_to_pixels(polygons, aoi.crs.to_wkt(), info.crs_wkt, grid.transform)
-        )
+    area = None if aoi is None else _aoi_px(aoi, info, grid)
     return ImagePlan(
         info, grid, TileGrid(grid.height, grid.width, tile_size, overlap, supertile), bands, area
     )
+
+
+def _aoi_px(aoi: gpd.GeoDataFrame, info: RasterInfo, grid: WorkingGrid) -> shapely.Geometry:
+    """Bring an AOI to grid px, after cutting it to the surroundings of the image.
+
+    A projected CRS has no place for what lies on the other side of the earth, and bends the long
+    edges of a country beyond recognition.
+    """
+    h, w = grid.height, grid.width
+    around = shapely.segmentize(shapely.box(-w / 8, -h / 8, w * 9 / 8, h * 9 / 8), max(h, w) / 16)
+    wkt = aoi.crs.to_wkt()
+    frame = reproject_polygons(polygons_to_crs([around], grid.transform), info.crs_wkt, wkt)[0]
+    polygons, _ = polygonal(aoi.geometry.array)
+    near, _ = polygonal(shapely.intersection(polygons, shapely.box(*shapely.bounds(frame))))
+    return shapely.union_all(polygons_to_pixels(near, wkt, info.crs_wkt, grid.transform))
 
 
 def _crs(text: str) -> pyproj.CRS:
