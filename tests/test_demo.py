@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import geopandas as gpd
 import pyogrio
 import pytest
 
 from geoseg.cli.main import main
+from geoseg.cli.result import show_demo
 from geoseg.errors import OutputError
 from geoseg.jobs.demo import render, run_demo
-from geoseg.jobs.progress import show_demo
 from geoseg.models.registry import shipped_models
 
 
@@ -25,7 +26,10 @@ def test_demo(tmp_path, capsys):
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     written = pyogrio.read_info(tmp_path / "objects.gpkg", layer="objects")
     assert written["features"] == len(objects) > 15
-    truth = pyogrio.read_info(town.footprints)["features"]
+    aoi = gpd.read_file(town.aoi).union_all()
+    footprints = gpd.read_file(town.footprints)
+    truth = footprints.representative_point().within(aoi).sum()
+    assert 0 < truth < len(footprints)
     assert result.counts["count"].sum() + result.outside[0] == len(objects)
     assert result.counts["truth"].sum() + result.outside[1] == truth
     assert result.quality.f1 > 0.6, result.quality
