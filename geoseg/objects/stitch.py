@@ -40,11 +40,14 @@ BEYOND_SHARE = 0.1
 COVERED_SHARE = 0.5
 """A loose piece with this share of its area on another object is a piece of that object."""
 
-OUTLINE_PX = 0.2
-"""Outlines are compared to this precision; the polygons handed back are untouched."""
+RASTER_ROWS, RASTER_COLS = 32, 64
+"""Grid on which the area common to two polygons is counted: one 64-bit word per row."""
 
-PAIR_CHUNK = 200_000
-"""Pairs intersected at a time: bounds memory."""
+THIN_SHARE = 0.15
+"""Polygons that fill less than this share of that grid are intersected exactly."""
+
+PAIR_CHUNK = 512
+"""Pairs rasterized at a time: what they need stays in the processor's cache."""
 
 
 def stitch(
@@ -164,15 +167,30 @@ def split_settled(
     """
     if len(fragments) == 0:
         return np.zeros(0, bool)
+    scene = _lay_out(fragments, tiles)
+    settled = np.empty(len(fragments), bool)
+    settled[scene.order] = _settled(scene, foreign_windows, class_agnostic=class_agnostic)
+    return settled
+
+
+def _settled(
+    scene: _Scene,
+    foreign_windows: Sequence[Window] | npt.NDArray[np.floating | np.integer],
+    *,
+    class_agnostic: bool,
+) -> BoolArray:
+    """Say which fragments of a scene are settled, in the scene's order."""
     windows = _window_bounds(foreign_windows)
-    group = interaction_components(fragments, tiles, class_agnostic=class_agnostic)
-    reached = np.zeros(group.max() + 1, bool)
+    n = len(scene.order)
+    reached = np.zeros(n, bool)
     if len(windows):
-        rows, _ = shapely.STRtree(shapely.box(*windows.T)).query(
-            shapely.box(*shapely.bounds(fragments.polygons).T)
-        )
-        reached[group[rows]] = True
-    return ~reached[group]
+        boxes = shapely.box(*scene.bounds.T)
+        reached[shapely.STRtree(shapely.box(*windows.T)).query(boxes)[0]] = True
+    links = _link(scene, class_agnostic=class_agnostic, wanted=reached)
+    group = _connect(n, links.a, links.b)
+    waiting = np.zeros(n, bool)
+    waiting[group[reached]] = True
+    return ~waiting[group]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,10 +200,8 @@ class _Scene:
     fragments: Fragments
     order: IntArray
     """Row of each in the caller's record."""
-    outlines: GeometryArray
-    """The polygons with fewer vertices: what is compared."""
     area: DoubleArray
-    """Of the outlines, px."""
+    """Of the polygons, px."""
     bounds: DoubleArray
     window: DoubleArray
     """(n, 4) window of its tile."""
@@ -236,33 +252,25 @@ def _lay_out(fragments: Fragments, tiles: Sequence[Tile]) -> _Scene:
         )
     windows = _window_bounds([t.window for t in tiles])
     cores = _window_bounds([t.core for t in tiles])
-    order = _content_order(fragments, windows)
-    ordered = fragments.take(order)
-    bounds = shapely.bounds(ordered.polygons).reshape(n, 4)
+    bounds = shapely.bounds(fragments.polygons).reshape(n, 4)
+    area = np.asarray(shapely.area(fragments.polygons), np.float64)
+    order = _content_order(fragments, bounds, area, windows)
+    ordered, bounds, area = fragments.take(order), bounds[order], area[order]
     window, core = windows[ordered.tiles], cores[ordered.tiles]
     gaps = np.concatenate([bounds[:, :2] - window[:, :2], window[:, 2:] - bounds[:, 2:]], axis=1)
     # where core and window end together nothing continues: an edge of the raster
     depth = np.where(core == window, np.inf, gaps).min(axis=1, initial=np.inf)
-    outlines = _fewer_vertices(ordered.polygons)
-    return _Scene(ordered, order, outlines, shapely.area(outlines), bounds, window, core, depth)
+    return _Scene(ordered, order, area, bounds, window, core, depth)
 
 
-def _fewer_vertices(polygons: GeometryArray) -> GeometryArray:
-    """Return polygons within `OUTLINE_PX` of the given ones, quicker to compare."""
-    light = shapely.simplify(polygons, OUTLINE_PX, preserve_topology=False)
-    broken = ~shapely.is_valid(light) | (shapely.area(light) < 0.9 * shapely.area(polygons))
-    # ^ slivers and thin lines may collapse
-    light[broken] = polygons[broken]
-    return np.asarray(light, object)
-
-
-def _content_order(fragments: Fragments, windows: DoubleArray) -> IntArray:
+def _content_order(
+    fragments: Fragments, bounds: DoubleArray, area: DoubleArray, windows: DoubleArray
+) -> IntArray:
     """Return an order of the rows that depends on what they hold alone."""
-    bounds = shapely.bounds(fragments.polygons).reshape(-1, 4)
     columns: list[npt.NDArray[Any]] = [
         fragments.labels,
         *bounds.T,
-        shapely.area(fragments.polygons),
+        area,
         fragments.scores,
         *windows[fragments.tiles].T,
     ]
@@ -275,30 +283,54 @@ def _content_order(fragments: Fragments, windows: DoubleArray) -> IntArray:
     return np.asarray(np.lexsort([vertices, *columns[::-1]]), np.int64)
 
 
-def _link(scene: _Scene, *, class_agnostic: bool) -> _Links:
-    """Find the pairs that share ground; all rules look at these alone."""
+def _link(scene: _Scene, *, class_agnostic: bool, wanted: BoolArray | None = None) -> _Links:
+    """Find the pairs that share ground; all rules look at these alone.
+
+    With ``wanted`` only those that may come to share a component with a wanted fragment.
+    """
+    pairs = _candidates(scene, class_agnostic=class_agnostic)
+    if wanted is not None:
+        group = _connect(len(scene.order), pairs.a, pairs.b)
+        reached = np.zeros(len(group) + 1, bool)
+        reached[group[wanted]] = True
+        pairs = pairs.take(reached[group[pairs.a]])
+    return _compare(scene, pairs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Pairs a < b whose bounding boxes leave it open that they are linked."""
+
+    a: IntArray
+    b: IntArray
+    area_a: DoubleArray
+    """Of each in the area that both windows cover."""
+    area_b: DoubleArray
+
+    def take(self, rows: BoolArray) -> _Pairs:
+        """Return the given rows."""
+        return _Pairs(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+def _candidates(scene: _Scene, *, class_agnostic: bool) -> _Pairs:
+    """Find the pairs that may share enough ground, judged by boxes alone."""
     labels = scene.fragments.labels
-    a, b = shapely.STRtree(scene.outlines).query(scene.outlines).astype(np.int64)
+    polygons = scene.fragments.polygons
+    a, b = shapely.STRtree(polygons).query(polygons).astype(np.int64)
     ours = (a < b) & (class_agnostic | (labels[a] == labels[b]))
     order = np.lexsort([b[ours], a[ours]])
     a, b = a[ours][order], b[ours][order]
-    starts = range(0, max(len(a), 1), PAIR_CHUNK)
-    chunks = [_compare(scene, a[s : s + PAIR_CHUNK], b[s : s + PAIR_CHUNK]) for s in starts]
-    return _Links(
-        *(np.concatenate([getattr(c, name) for c in chunks]) for name in _Links.__slots__)
-    )
-
-
-def _compare(scene: _Scene, a: IntArray, b: IntArray) -> _Links:
-    """Measure how pairs agree in the area that both windows cover; keep the linked ones."""
     shared = _overlap_boxes(scene.window[a], scene.window[b])
-    area_a, area_b = _area_inside(scene, a, shared), _area_inside(scene, b, shared)
-    # most pairs of neighbours cannot share enough ground: their bounding boxes tell
+    pairs = _Pairs(a, b, _area_inside(scene, a, shared), _area_inside(scene, b, shared))
     both = _overlap_boxes(scene.bounds[a], scene.bounds[b])
-    most = np.minimum(_area_inside(scene, a, both), _area_inside(scene, b, both))
-    may = most >= 0.99 * LINK_SHARE * np.minimum(area_a, area_b)
-    a, b, area_a, area_b = a[may], b[may], area_a[may], area_b[may]
-    common = shapely.area(shapely.intersection(scene.outlines[a], scene.outlines[b]))
+    most = np.maximum(both[:, 2:] - both[:, :2], 0).prod(axis=1)
+    return pairs.take((most > 0) & (most >= LINK_SHARE * np.minimum(pairs.area_a, pairs.area_b)))
+
+
+def _compare(scene: _Scene, pairs: _Pairs) -> _Links:
+    """Measure how pairs agree in the area that both windows cover; keep the linked ones."""
+    a, b, area_a, area_b = pairs.a, pairs.b, pairs.area_a, pairs.area_b
+    common = _common_area(scene.fragments.polygons, scene.bounds, a, b)
     # rounding may leave the clipped area a hair under the common one
     smaller = np.maximum(np.minimum(area_a, area_b), common)
     joint = np.maximum(area_a + area_b - common, common)
@@ -308,6 +340,87 @@ def _compare(scene: _Scene, a: IntArray, b: IntArray) -> _Links:
     return links.take(ios >= LINK_SHARE)
 
 
+def _common_area(
+    polygons: GeometryArray, bounds: DoubleArray, a: IntArray, b: IntArray
+) -> DoubleArray:
+    """Return the area that the polygons of each pair share, right to about 1 %.
+
+    Both are drawn on one small grid over what their boxes share, and the cells set in both are
+    counted. Each pair is measured by itself: what else is there never changes a digit.
+    """
+    boxes = _overlap_boxes(bounds[a], bounds[b])
+    common = np.zeros(len(a))
+    cell = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1) / (RASTER_ROWS * RASTER_COLS)
+    open_ = np.flatnonzero(cell > 0)
+    thin: list[IntArray] = []
+    for start in range(0, len(open_), PAIR_CHUNK):
+        rows = open_[start : start + PAIR_CHUNK]
+        drawn_a, drawn_b = (
+            _draw(polygons[a[rows]], boxes[rows]),
+            _draw(polygons[b[rows]], boxes[rows]),
+        )
+        cells_a, cells_b, cells = (
+            np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+            for words in (drawn_a, drawn_b, drawn_a & drawn_b)
+        )
+        common[rows] = cells * cell[rows]
+        few = np.minimum(cells_a, cells_b) < THIN_SHARE * RASTER_ROWS * RASTER_COLS
+        thin.append(rows[few])
+    if thin:
+        rows = np.concatenate(thin)
+        common[rows] = shapely.area(shapely.intersection(polygons[a[rows]], polygons[b[rows]]))
+    return common
+
+
+_FROM_COLUMN = np.array(
+    [(1 << RASTER_COLS) - (1 << col) for col in range(RASTER_COLS)] + [0], np.uint64
+)
+"""Words with all bits from a column on."""
+
+
+def _draw(polygons: GeometryArray, boxes: DoubleArray) -> npt.NDArray[np.uint64]:
+    """Draw each polygon on a grid over its box: one word per row, (n, RASTER_ROWS).
+
+    A row's middle line is inside between its 1st and 2nd crossing of the outline, its 3rd and 4th
+    and so on. Turning over all bits right of each crossing, in any order, gives just that.
+    """
+    start, end, ring, owner_of = _edges(polygons)
+    (x0, y0), (x1, y1), owner = start.T, end.T, owner_of[ring]
+    scale = np.array([RASTER_COLS, RASTER_ROWS]) / (boxes[:, 2:] - boxes[:, :2])
+    low, (scale_x, scale_y) = boxes[:, :2], scale.T
+    # in rows and columns of the grid; row k's middle line is at y = k
+    y0 = (y0 - low[owner, 1]) * scale_y[owner] - 0.5
+    y1 = (y1 - low[owner, 1]) * scale_y[owner] - 0.5
+    first = np.clip(np.ceil(np.minimum(y0, y1)), 0, RASTER_ROWS).astype(np.int64)
+    count = np.clip(np.ceil(np.maximum(y0, y1)), 0, RASTER_ROWS).astype(np.int64) - first
+    crossing = np.flatnonzero(count)
+    owner, first, count = owner[crossing], first[crossing], count[crossing]
+    x0 = (x0[crossing] - low[owner, 0]) * scale_x[owner]
+    x1 = (x1[crossing] - low[owner, 0]) * scale_x[owner]
+    y0, y1 = y0[crossing], y1[crossing]
+    slope = (x1 - x0) / (y1 - y0)
+    edge = np.repeat(np.arange(len(crossing)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
+    x = x0[edge] + (row - y0[edge]) * slope[edge]
+    col = np.clip(np.rint(x), 0, RASTER_COLS).astype(np.int64)
+    words = np.zeros(len(polygons) * RASTER_ROWS, np.uint64)
+    np.bitwise_xor.at(words, owner[edge] * RASTER_ROWS + row, _FROM_COLUMN[col])
+    return words.reshape(-1, RASTER_ROWS)
+
+
+def _edges(
+    polygons: GeometryArray,
+) -> tuple[DoubleArray, DoubleArray, IntArray, IntArray]:
+    """Return start and end (m, 2) and ring (m,) of all edges, and each ring's polygon."""
+    if (shapely.get_num_interior_rings(polygons) > 0).any():
+        rings, owner = shapely.get_rings(polygons, return_index=True)
+    else:
+        rings, owner = polygons, np.arange(len(polygons))
+    vertices, ring = shapely.get_coordinates(rings, return_index=True)
+    edge = np.flatnonzero(ring[1:] == ring[:-1])
+    return vertices[edge], vertices[edge + 1], ring[edge], owner
+
+
 def _overlap_boxes(first: DoubleArray, second: DoubleArray) -> DoubleArray:
     """Return where boxes overlap, row by row."""
     low = np.maximum(first[:, :2], second[:, :2])
@@ -315,11 +428,11 @@ def _overlap_boxes(first: DoubleArray, second: DoubleArray) -> DoubleArray:
 
 
 def _area_inside(scene: _Scene, rows: IntArray, boxes: DoubleArray) -> DoubleArray:
-    """Return the area of outlines inside boxes, cutting only those that reach out."""
+    """Return the area of polygons inside boxes, cutting only those that reach out."""
     area = scene.area[rows]
     out = np.flatnonzero(~_within(scene.bounds[rows], boxes))
     if len(out):
-        area[out] = _clipped_area(scene.outlines[rows[out]], boxes[out])
+        area[out] = _clipped_area(scene.fragments.polygons[rows[out]], boxes[out])
     return area
 
 
@@ -329,13 +442,10 @@ def _clipped_area(polygons: GeometryArray, boxes: DoubleArray) -> DoubleArray:
     Green's theorem: the area is the integral of x, clamped to the box, over the steps in y that
     lie in the box, along the outline. An order of magnitude faster than cutting with GEOS.
     """
-    rings, owner = shapely.get_rings(polygons, return_index=True)
-    vertices, ring = shapely.get_coordinates(rings, return_index=True)
-    vertices = vertices - boxes[owner[ring], :2]
+    start, end, ring, owner = _edges(polygons)
+    corner = boxes[owner[ring], :2]
+    (x0, y0), (x1, y1) = (start - corner).T, (end - corner).T
     width, height = (boxes[:, 2:] - boxes[:, :2])[owner[ring]].T
-    inner = np.flatnonzero(ring[1:] == ring[:-1])
-    (x0, y0), (x1, y1) = vertices[inner].T, vertices[inner + 1].T
-    width, height = width[inner], height[inner]
     # the part of each edge with y in the box
     rise = y1 - y0
     slope = np.divide(x1 - x0, rise, where=rise != 0, out=np.zeros_like(rise))
@@ -350,7 +460,7 @@ def _clipped_area(polygons: GeometryArray, boxes: DoubleArray) -> DoubleArray:
     flat = np.abs(run) < 1e-6
     mean_x = np.divide(primitive(to_x) - primitive(from_x), run, where=~flat, out=from_x.copy())
     mean_x = np.where(flat, np.clip((from_x + to_x) / 2, 0, width), mean_x)
-    signed = np.bincount(ring[inner], mean_x * (high - low), minlength=len(rings))
+    signed = np.bincount(ring, mean_x * (high - low), minlength=len(owner))
     shell = np.diff(owner, prepend=-1) != 0
     # a ring's direction is free: shells add, holes take away
     parts = np.where(shell, 1.0, -1.0) * np.abs(signed)
@@ -434,12 +544,20 @@ def _whole_members(
     partner = np.concatenate([pairs.b, pairs.a])
     # what lies well inside the member's window it saw better than its partner
     inner = scene.window[member] + np.array([1, 1, -1, -1]) * MARGIN_PX
+    inner[:, 2:] = np.maximum(inner[:, :2], inner[:, 2:])
     doubt = whole[member] & ~_within(scene.bounds[partner], inner)
     member, partner, inner = member[doubt], partner[doubt], inner[doubt]
-    polygons = scene.outlines
-    outside = shapely.difference(polygons[partner], shapely.box(*inner.T))
-    beyond = shapely.area(shapely.difference(outside, polygons[member]))
-    whole[member[beyond > BEYOND_SHARE * scene.area[member]]] = False
+    limit = BEYOND_SHARE * scene.area[member]
+    # of what the partner shows out there the member covers at most what it has out there itself
+    most = scene.area[partner] - _area_inside(scene, partner, inner)
+    least = most - (scene.area[member] - _area_inside(scene, member, inner))
+    lacks = least > limit
+    open_ = np.flatnonzero((most > limit) & ~lacks)
+    polygons = scene.fragments.polygons
+    outside = shapely.difference(polygons[partner[open_]], shapely.box(*inner[open_].T))
+    beyond = shapely.area(shapely.difference(outside, polygons[member[open_]]))
+    lacks[open_] = beyond > limit[open_]
+    whole[member[lacks]] = False
     return whole
 
 
@@ -523,7 +641,7 @@ def _drop_leftovers(
     area = shapely.area(polygons)
     rank = _rank(candidates.loose, -area, -candidates.objects.scores)
     worse = np.where(rank[a] > rank[b], a, b)
-    common = shapely.area(shapely.intersection(polygons[a], polygons[b]))
+    common = _common_area(polygons, shapely.bounds(polygons), a, b)
     twin = common / (area[a] + area[b] - common) >= iou_threshold
     piece = candidates.loose[worse] & (common >= COVERED_SHARE * area[worse])
     clash = twin | piece
