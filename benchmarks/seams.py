@@ -45,6 +45,7 @@ class Truth:
         return polygons, labels
 
     def truth(self) -> tuple[GeometryArray, IntArray]:
+        """Return outlines and class indices, as `painted.judge` asks for them."""
         return self._outlines
 
 
@@ -118,8 +119,7 @@ HEAD = ("objects", "missed", "extra", "missed + extra", "wrong class", "IoU, wor
 
 def report(rows: list[dict[str, object]], seeds: int) -> str:
     """Return the page."""
-    parts = [
-        "# Objects at seams",
+    setting = (
         f"Painted scenes of 1,100 px a side with known truth, {seeds} seeds of each kind: hundreds "
         "of blobs of 5 to 45 px with six of 150 to 420 px; bars, rings and U shapes of several "
         "hundred px among blobs; three classes, gaps of 2 px. All methods get the same outlines "
@@ -128,8 +128,15 @@ def report(rows: list[dict[str, object]], seeds: int) -> str:
         "up to 20 % (at most 10 px) at the cut, half of the slivers under 12 px inflated, one "
         "larger object in ten reported twice. A match has IoU of at least 0.5; the IoU given is "
         "the 1 % quantile of the worst scene. SAHI's polygons know no holes, so holes are filled "
-        "in the truth it is held against.",
-        f"{common.machine()}. {common.sahi_in_words()} `python benchmarks/seams.py --seeds {seeds}`",
+        "in the truth it is held against."
+    )
+    command = f"`python benchmarks/seams.py --seeds {seeds}`"
+    parts = [
+        "# Objects at seams",
+        setting,
+        f"{common.machine()}. {common.sahi_in_words()} {command}",
+        common.table(("detections", "method", *HEAD), summed(rows, ("detections", "method"))),
+        "## By tile, overlap and masks",
         common.table(
             ("detections", "masks", "tile/overlap", "method", *HEAD),
             summed(rows, ("detections", "masks", "grid", "method")),

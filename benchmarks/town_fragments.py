@@ -43,7 +43,7 @@ def paint(seed: int = 0) -> np.ndarray:
         nonlocal number
         number += 1
         free = np.maximum(room - 3 - np.array(mask.shape), 0)
-        y, x = (row, col) + origin + (rng.random(2) * (free + 1)).astype(int)
+        y, x = np.array([row, col]) + origin + (rng.random(2) * (free + 1)).astype(int)
         rows, cols = np.nonzero(mask)
         where = (rows + y) % PERIOD, (cols + x) % PERIOD
         pixels[0][where] = number
@@ -123,7 +123,7 @@ class Town:
 def moved(fragments: Fragments, dx: float, dy: float, tile: int) -> Fragments:
     """Return copies of fragments at another place and of another tile."""
     return Fragments(
-        shapely.transform(fragments.polygons, lambda xy: xy + (dx, dy)),
+        shapely.transform(fragments.polygons, lambda xy: np.add(xy, (dx, dy))),
         fragments.scores,
         fragments.labels,
         np.full(len(fragments), tile, np.int64),

@@ -112,7 +112,7 @@ def stitch(
     whole = _whole_members(scene, links, component, alive)
     candidates = _assemble(scene, component, whole, alive)
     keep = _drop_leftovers(candidates, links, component, iou_threshold)
-    return _in_order(candidates.objects.take(keep))
+    return candidates.objects.take(_in_order(candidates, keep))
 
 
 def interaction_components(
@@ -386,16 +386,16 @@ def _draw(polygons: GeometryArray, boxes: DoubleArray) -> npt.NDArray[np.uint64]
     x, y, ring, owner = _vertices(polygons)
     of = owner[ring]
     left, top, right, bottom = boxes.T.copy()
-    per_col, per_row = (right - left) / RASTER_COLS, (bottom - top) / RASTER_ROWS
+    cols_per_px, rows_per_px = RASTER_COLS / (right - left), RASTER_ROWS / (bottom - top)
     # in rows of the grid, the middle line of row k at y = k
-    y = (y - top[of]) / per_row[of] - 0.5
+    y = (y - top[of]) * rows_per_px[of] - 0.5
     level = np.clip(np.ceil(y), 0, RASTER_ROWS).astype(np.int64)
     # an edge crosses the rows from the lower of its ends' levels to the higher
     count = np.abs(np.diff(level))
     count[ring[1:] != ring[:-1]] = 0
     edge = np.flatnonzero(count)
     count, of = count[edge], of[edge]
-    y0, x0, x1 = y[edge], *((x[e] - left[of]) / per_col[of] for e in (edge, edge + 1))
+    y0, x0, x1 = y[edge], *((x[e] - left[of]) * cols_per_px[of] for e in (edge, edge + 1))
     slope = (x1 - x0) / (y[edge + 1] - y0)
     first = np.minimum(level[edge], level[edge + 1])
     part = np.repeat(np.arange(len(edge)), count)
@@ -552,7 +552,8 @@ def _whole_members(
     member = np.concatenate([pairs.a, pairs.b])
     partner = np.concatenate([pairs.b, pairs.a])
     rows = np.flatnonzero(alive & ~scene.fragments.cut)
-    rows = rows[np.lexsort([-scene.fragments.scores[rows], -scene.depth[rows], component[rows]])]
+    rank = _rank(component[rows], -scene.depth[rows], -scene.fragments.scores[rows])
+    rows = rows[np.argsort(rank)]
     whole = np.zeros(len(alive), bool)
     while len(rows):
         # the best of each component is tried; where it fails the next one has its turn
@@ -593,6 +594,8 @@ class _Candidates:
     """One object per component, before leftovers are dropped."""
 
     objects: Objects
+    area: DoubleArray
+    bounds: DoubleArray
     component: IntArray
     loose: BoolArray
     """May be a piece of something larger."""
@@ -613,6 +616,7 @@ def _assemble(
     # ^ the best whole member where there is one
     sizes = np.diff(np.append(starts, len(order)))
     polygons, scores = fragments.polygons[head], fragments.scores[head]
+    area, bounds = scene.area[head], scene.bounds[head]
     labels, n_parts = fragments.labels[head], np.ones(len(head), np.int64)
     complete = ~fragments.cut[head]
     at_edge = np.logical_or.reduceat(fragments.at_edge[order], starts) if len(head) else complete
@@ -622,13 +626,16 @@ def _assemble(
         scores[k] = np.average(fragments.scores[members], weights=scene.area[members])
         votes = np.bincount(fragments.labels[members], scene.area[members])
         labels[k], n_parts[k] = int(np.argmax(votes)), len(members)
-        complete[k] = _continued(scene, members, shapely.bounds(polygons[k]))
+        area[k], bounds[k] = shapely.area(polygons[k]), shapely.bounds(polygons[k])
+        complete[k] = _continued(scene, members, bounds[k])
     at_edge = np.where(whole[head], fragments.at_edge[head], at_edge)
     in_core = ~_apart(scene.bounds, scene.core)
     owned = np.logical_or.reduceat(in_core[order], starts) if len(head) else complete
     near = scene.near_cut[head]
     return _Candidates(
         Objects(polygons, scores, labels, n_parts, complete, at_edge),
+        area,
+        bounds,
         component[head],
         loose=~whole[head] | near,
         owned=owned | (whole[head] & ((sizes > 1) | ~near)),
@@ -664,19 +671,23 @@ def _drop_leftovers(
     a, b = pairs[:, 0], pairs[:, 1]
     owned = candidates.owned
     a, b = a[owned[a] & owned[b]], b[owned[a] & owned[b]]
-    polygons = candidates.objects.polygons
-    area = shapely.area(polygons)
+    area = candidates.area
     rank = _rank(candidates.loose, -area, -candidates.objects.scores)
     worse = np.where(rank[a] > rank[b], a, b)
-    common = _common_area(polygons, shapely.bounds(polygons), a, b)
+    common = _common_area(candidates.objects.polygons, candidates.bounds, a, b)
     twin = common / (area[a] + area[b] - common) >= iou_threshold
     piece = candidates.loose[worse] & (common >= COVERED_SHARE * area[worse])
     clash = twin | piece
     return owned & _suppress(a[clash], b[clash], rank)
 
 
-def _in_order(objects: Objects) -> Objects:
-    """Sort objects by class, then place."""
-    bounds = shapely.bounds(objects.polygons).reshape(-1, 4)
-    area = shapely.area(objects.polygons)
-    return objects.take(np.argsort(_rank(objects.labels, *bounds.T, area, objects.scores)))
+def _in_order(candidates: _Candidates, keep: BoolArray) -> IntArray:
+    """Return the rows kept, sorted by class, then place."""
+    rank = _rank(
+        ~keep,
+        candidates.objects.labels,
+        *candidates.bounds.T,
+        candidates.area,
+        candidates.objects.scores,
+    )
+    return np.argsort(rank)[: np.count_nonzero(keep)]
