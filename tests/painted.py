@@ -22,6 +22,7 @@ from geoseg.records import Fragments, Instances, Objects, Tile
 
 CLASSES = ("roof", "tree", "boat")
 GAP_PX = 2
+EDGE_PX = 12
 ID_MODULUS = 65536
 
 
@@ -92,6 +93,13 @@ class Painter:
         mask = mask[y0 - y : max(y1 - y, 0), x0 - x : max(x1 - x, 0)]
         # a shape that the raster's edge cuts in two or leaves a sliver of is no fair truth
         if mask.size == 0 or mask.sum() < 12 or ndimage.label(mask, np.ones((3, 3)))[1] != 1:
+            return False
+        # nor is one that hangs together by a strip along the edge alone: no 28 x 28 mask shows it
+        inner = mask[
+            max(EDGE_PX - y0, 0) : height - EDGE_PX - y0,
+            max(EDGE_PX - x0, 0) : width - EDGE_PX - x0,
+        ]
+        if ndimage.label(inner, np.ones((3, 3)))[1] > 1:
             return False
         where = np.s_[y0:y1, x0:x1]
         if (self.taken[where] & mask).any():

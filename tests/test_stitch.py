@@ -6,10 +6,17 @@ import numpy as np
 import painted
 import pytest
 import shapely
+import shapely.affinity
 from rasterio.windows import Window
 
 from geoseg.errors import ConfigError, TileError
-from geoseg.objects.stitch import _clipped_area, interaction_components, split_settled, stitch
+from geoseg.objects.stitch import (
+    _clipped_area,
+    _common_area,
+    interaction_components,
+    split_settled,
+    stitch,
+)
 from geoseg.records import Fragments, Objects, Tile
 
 GRIDS = [(512, 128), (320, 48), (256, 64)]
@@ -442,6 +449,61 @@ def test_clipped_areas_agree_with_geos():
     expected = shapely.area(shapely.intersection(polygons, shapely.box(*boxes.T)))
     assert np.count_nonzero(expected) > 150
     assert np.abs(_clipped_area(np.array(polygons), boxes) - expected).max() < 1e-8
+
+
+def random_pairs(count):
+    """Return blobs, rings, bars and thin lines, each beside a partner that overlaps it somewhat."""
+    rng = np.random.default_rng(5)
+    polygons = []
+    for k in range(count):
+        centre, radius = rng.uniform(0, 4e5, 2), rng.uniform(2, 60)
+        for _ in range(2):
+            point = shapely.Point(centre + rng.uniform(-0.5, 0.5, 2) * radius)
+            shape = point.buffer(radius * rng.uniform(0.7, 1.3))
+            if k % 4 == 1:
+                shape = shape.difference(point.buffer(radius / 2))
+            elif k % 4 == 2:
+                shape = shapely.affinity.rotate(shapely.box(*shape.bounds), rng.uniform(0, 90))
+            elif k % 8 == 3:
+                step = np.array([2 * radius, radius])
+                shape = shapely.LineString([centre - step, centre + step]).buffer(1)
+            polygons.append(shape)
+    return np.array(polygons, object)
+
+
+def test_common_areas_agree_with_geos():
+    polygons = random_pairs(400)
+    a, b = np.arange(0, 800, 2), np.arange(1, 800, 2)
+    found = _common_area(polygons, shapely.bounds(polygons), a, b)
+    expected = shapely.area(shapely.intersection(polygons[a], polygons[b]))
+    smaller = np.minimum(shapely.area(polygons[a]), shapely.area(polygons[b]))
+    assert (expected > 0.2 * smaller).sum() > 200
+    error = np.abs(found - expected) / smaller
+    assert error.max() < 0.02
+    assert error.mean() < 0.003
+
+
+def test_common_area_of_boxes_is_exact_and_of_strangers_zero():
+    polygons = np.array(
+        [shapely.box(0, 0, 10, 10), shapely.box(3, 4, 30, 40), shapely.box(10, 0, 20, 10)], object
+    )
+    found = _common_area(
+        polygons, shapely.bounds(polygons), np.array([0, 0, 1]), np.array([1, 2, 1])
+    )
+    assert found.tolist() == pytest.approx([42, 0, 27 * 36], rel=1e-12)
+
+
+def test_common_areas_do_not_depend_on_company():
+    polygons = random_pairs(400)
+    a, b = np.arange(0, 800, 2), np.arange(1, 800, 2)
+    bounds = shapely.bounds(polygons)
+    together = _common_area(polygons, bounds, a, b)
+    order = np.random.default_rng(0).permutation(400)
+    assert np.array_equal(_common_area(polygons, bounds, a[order], b[order]), together[order])
+    alone = [
+        _common_area(polygons, bounds, a[k : k + 1], b[k : k + 1])[0] for k in range(0, 400, 7)
+    ]
+    assert np.array_equal(alone, together[::7])
 
 
 # -- the painted detector itself --------------------------------------------------------------
