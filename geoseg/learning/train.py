@@ -325,17 +325,18 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
 
 def _card(job: TrainingFile) -> ModelCard:
     settings = job.settings
-    return ModelCard(
-        name=job.card.get("name", job.path.stem),
-        classes=settings.classes,
-        gsd_m=settings.gsd_m,
-        architecture=settings.architecture.to_dict(),
-        training={
+    own = {
+        "name": job.path.stem,
+        "classes": settings.classes,
+        "gsd_m": settings.gsd_m,
+        "architecture": settings.architecture.to_dict(),
+        "training": {
             **{k: v for k, v in asdict(settings).items() if k not in ("architecture", "classes")},
             "sites": [str(s.get("name", s["image"])) for s in job.sites],
         },
-        **{k: v for k, v in job.card.items() if k != "name"},
-    )
+    }
+    # the [card] table of the training file has the last word: thresholds are tuned afterwards
+    return ModelCard.from_dict(own | job.card, str(job.path))
 
 
 def _report(run_dir: Path, step: int, steps: int, losses: dict[str, float], seconds: float) -> None:
