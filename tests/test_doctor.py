@@ -97,7 +97,8 @@ def test_pairs():
 
 
 def test_a_broken_torchvision_is_found_in_its_own_process(tmp_path, monkeypatch, capsys):
-    write_broken_torchvision(tmp_path, "0.26.0")
+    # older than any torch that geoseg runs with
+    write_broken_torchvision(tmp_path, "0.20.0")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     only = {name: PROBES[name] for name in ("torch", "torchvision")}
@@ -108,8 +109,8 @@ def test_a_broken_torchvision_is_found_in_its_own_process(tmp_path, monkeypatch,
     by_name = {finding["name"]: finding for finding in told["findings"]}
     assert by_name["torch"]["status"] == "ok"
     assert by_name["torchvision"]["status"] == "broken"
-    assert by_name["torchvision"]["value"] == f"0.26.0: {NMS}"
-    assert "torchvision 0.26.0 was not built for torch" in by_name["torchvision"]["advice"]
+    assert by_name["torchvision"]["value"] == f"0.20.0: {NMS}"
+    assert "torchvision 0.20.0 was not built for torch" in by_name["torchvision"]["advice"]
 
 
 def test_this_installation_is_fine(capsys):

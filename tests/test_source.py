@@ -93,7 +93,9 @@ def test_open_raster_reads_bigtiff(make_raster):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_vrt_that_calls_itself_tif_is_refused(tmp_path):
+def test_a_vrt_that_calls_itself_tif_is_refused(tmp_path, monkeypatch):
+    # GDAL 3.12 and newer ask for this before they follow such a path; older ones just do
+    monkeypatch.setenv("GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE", "ALL")
     secret = tmp_path / "secret.txt"
     secret.write_bytes(b"x" * 64)
     path = tmp_path / "x.tif"
