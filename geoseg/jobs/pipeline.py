@@ -17,32 +17,21 @@ from typing import TYPE_CHECKING, Any
 import geopandas as gpd
 
 import geoseg
-from geoseg.config import (
-    DetectSettings,
-)
+from geoseg.config import DetectSettings
 from geoseg.errors import ModelError
 from geoseg.jobs.assemble import count_in_regions, coverage_table, objects_table
 from geoseg.jobs.executor import physical_cores, run_tasks
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, failed
 from geoseg.jobs.plan import RunPlan, counts_path, part_key, plan_run
-from geoseg.jobs.supertile import (
-    DetectorSpec,
-    SupertileTask,
-    forget_detectors,
-    run_supertile,
-)
+from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
 from geoseg.outputs.style import default_styles
-from geoseg.outputs.tables import (
-    write_geopackage,
-    write_table,
-)
+from geoseg.outputs.tables import write_geopackage, write_table
 
 if TYPE_CHECKING:
     from geoseg.models.detector import Detector
 
 log = logging.getLogger(__name__)
-
 
 Progress = Callable[[int, int, int], None]
 """Called with supertiles finished, all supertiles, and fragments found so far."""

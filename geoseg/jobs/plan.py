@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import logging
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +15,7 @@ import pyproj
 import shapely
 
 import geoseg
-from geoseg.config import (
-    DEFAULT_OVERLAP,
-    DEFAULT_SUPERTILE_PX,
-    DEFAULT_TILE_SIZE,
-    DetectSettings,
-)
+from geoseg.config import DEFAULT_OVERLAP, DEFAULT_SUPERTILE_PX, DEFAULT_TILE_SIZE, DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
 from geoseg.imagery.check import check_images
 from geoseg.imagery.georef import (
@@ -34,25 +28,18 @@ from geoseg.imagery.georef import (
 from geoseg.imagery.grid import TileGrid
 from geoseg.imagery.source import describe_raster, find_images, select_bands
 from geoseg.jobs.ledger import digest
-from geoseg.jobs.supertile import (
-    DetectorSpec,
-)
+from geoseg.jobs.supertile import DetectorSpec
 from geoseg.models.card import file_sha256
 from geoseg.models.detector import load_detector
 from geoseg.models.registry import find_card, find_model
 from geoseg.objects.count import polygonal
-from geoseg.outputs.tables import (
-    check_output,
-    read_vector,
-)
+from geoseg.outputs.tables import check_output, read_vector
 from geoseg.records import RasterInfo
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from geoseg.models.detector import Detector
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

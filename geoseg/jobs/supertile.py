@@ -173,11 +173,11 @@ def _detect(
         detector = task.detector.load()
     # as many tiles at once as the detector's own batch, so that memory stays flat
     step = int(getattr(detector, "batch", 4))
-    todo = deque(shown)
-    while todo:
-        batch = [todo.popleft()]
-        while todo and len(batch) < step and todo[0][1].shape == batch[0][1].shape:
-            batch.append(todo.popleft())
+    queue = deque(shown)
+    while queue:
+        batch = [queue.popleft()]
+        while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
+            batch.append(queue.popleft())
         with _timed(clock, "detect"):
             pixels = np.stack([pixels for _, pixels, _ in batch])
             results = _call(detector, pixels, [tile for tile, _, _ in batch])
@@ -185,7 +185,7 @@ def _detect(
             if instances.saturated:
                 found.saturated.add(tile.index)
                 if again := quarters(tile, task.tiles.overlap):
-                    todo.extend(_cut(tile, pixels, valid, again))
+                    queue.extend(_cut(tile, pixels, valid, again))
                     continue
                 found.capped += 1
             with _timed(clock, "vectorize"):
