@@ -106,8 +106,8 @@ def test_card_and_weights_round_trip(model_file):
         ({"min_score": 2}, r"min_score must lie in \[0, 1\]"),
         ({"architecture": {"depth": 50}}, r"architecture has unknown keys \['depth'\]"),
         ({"architecture": {"backbone": "resnet_5000"}}, "unknown timm backbone 'resnet_5000'"),
-        ({"architecture": {"fpn_channels": 64}}, "does not fit its card's architecture"),
-        ({"classes": ["roof"]}, r"does not fit its card's architecture.*of other shape"),
+        ({"architecture": {"fpn_channels": 64}}, "does not fit the architecture"),
+        ({"classes": ["roof"]}, r"does not fit the architecture.*of other shape"),
     ],
 )
 def test_broken_cards(model_file, text, message):

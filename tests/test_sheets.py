@@ -60,11 +60,11 @@ def test_larger_than_what_both_sheets_show_is_joined():
 
 
 def test_two_neighbours_are_not_joined_through_a_third():
-    # a coarse outline on the right sheet covers two houses of the left one: it is one of them
+    # a coarse outline, cut off where the right sheet begins, covers two houses of the left one
     rows = [
-        (shapely.box(42, 5, 48, 15), 0.9, 0, 0),
-        (shapely.box(49, 5, 55, 15), 0.9, 0, 0),
-        (shapely.box(42, 5, 50, 15), 0.8, 1, 0),
+        (shapely.box(41, 5, 46, 15), 0.9, 0, 0),
+        (shapely.box(47, 5, 52, 15), 0.9, 0, 0),
+        (shapely.box(40, 5, 52, 15), 0.8, 1, 0),
     ]
     assert join_sheets(sheets(rows)).rows.tolist() == [0, 1]
 

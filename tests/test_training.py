@@ -15,7 +15,7 @@ from rasterio.features import rasterize
 from safetensors.torch import load_file
 from scipy.ndimage import binary_erosion
 
-from geoseg.errors import ConfigError, GeosegError
+from geoseg.errors import ConfigError, GeosegError, ModelError
 from geoseg.learning.labels import Augmentation, ChipSampler, Site, load_site
 from geoseg.learning.train import read_training_file, train
 from geoseg.models.registry import load_model
@@ -321,3 +321,16 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(town, tmp_path, caplog):
     # nothing left to do: the model is written again from the checkpoint
     again = load_file(train(path, tmp_path / "parts", "cpu"))
     assert all(torch.equal(again[name], two[name]) for name in two)
+
+
+def test_goes_on_from_a_model(town, tmp_path):
+    first = train(write_training_file(tmp_path, town), tmp_path / "first", "cpu", max_steps=1)
+    # a path is relative to the training file
+    text = GOOD.replace('start = "nothing"', 'start = "first/model.safetensors"')
+    begun = train(write_training_file(tmp_path, town, text), tmp_path / "next", "cpu", max_steps=0)
+    one, two = load_file(first), load_file(begun)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for start, message in (("buildings", "does not fit the architecture"), ("palms", "unknown")):
+        bad = GOOD.replace('start = "nothing"', f'start = "{start}"')
+        with pytest.raises(ModelError, match=message):
+            train(write_training_file(tmp_path, town, bad), tmp_path / start, "cpu")

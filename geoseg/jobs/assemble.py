@@ -198,6 +198,7 @@ def coverage_table(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoDa
                 "tiles": s.tiles,
                 "tiles_run": s.tiles_run,
                 "tiles_saturated": len(s.saturated),
+                "quarters_capped": s.capped,
                 "seconds": round(sum(s.seconds.values()), 2),
             }
         )

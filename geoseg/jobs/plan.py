@@ -65,7 +65,6 @@ class RunPlan:
     crs: pyproj.CRS
     """CRS of the output."""
     regions: gpd.GeoDataFrame | None
-    aoi: gpd.GeoDataFrame | None
     key: str
     """Hash of everything that decides the parts."""
     about_model: dict[str, Any]
@@ -118,9 +117,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
             for i in images
         ],
     )  # fmt: skip
-    return RunPlan(
-        settings, images, spec, about["classes"], crs, regions, aoi, key, about["manifest"]
-    )
+    return RunPlan(settings, images, spec, about["classes"], crs, regions, key, about["manifest"])
 
 
 def _check_paths(settings: DetectSettings) -> None:

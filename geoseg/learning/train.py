@@ -25,7 +25,9 @@ from torchvision.models.detection.image_list import ImageList
 from geoseg.errors import ConfigError
 from geoseg.learning.labels import Augmentation, ChipSampler, load_site
 from geoseg.models.card import ModelCard, load_card_and_weights, save_model, with_tuples
-from geoseg.models.maskrcnn import Architecture, build_maskrcnn
+from geoseg.models.inference import choose_device
+from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
+from geoseg.models.registry import find_model
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class TrainSettings:
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     start: str = "imagenet"
-    """Where the weights come from: 'imagenet', 'nothing' or a model's path."""
+    """Where the weights come from: 'imagenet', 'nothing', a shipped model's name or a path."""
     frozen: tuple[str, ...] = ("conv_stem", "bn1", "blocks.0.", "blocks.1.")
     """Prefixes of backbone weights that stay as they are."""
     architecture: Architecture = field(default_factory=Architecture)
@@ -187,14 +189,14 @@ def _schedule(step: int, settings: TrainSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _initial_model(settings: TrainSettings) -> MaskRCNN:
+def _initial_model(settings: TrainSettings, folder: Path) -> MaskRCNN:
     torch.manual_seed(settings.seed)
     model = build_maskrcnn(settings.architecture, len(settings.classes))
     if settings.start == "imagenet":
         _load_imagenet(model.backbone.body, settings.architecture.backbone)
     elif settings.start != "nothing":
-        _, weights = load_card_and_weights(Path(settings.start))
-        model.load_state_dict(weights)
+        start = find_model(_beside(folder, settings.start))
+        load_weights(model, load_card_and_weights(start)[1], start)
     if settings.start != "nothing":
         # the first layers see edges and colours: their ImageNet weights serve, and half of the
         # backward pass would go into them
@@ -206,6 +208,11 @@ def _initial_model(settings: TrainSettings) -> MaskRCNN:
     model.rpn._pre_nms_top_n = {"training": 1000, "testing": 1000}
     model.rpn._post_nms_top_n = {"training": 600, "testing": 600}
     return model
+
+
+def _beside(folder: Path, start: str) -> str:
+    """Return a model's path relative to the training file's folder; names stay as they are."""
+    return str(folder / start) if start.endswith(".safetensors") else start
 
 
 def _load_imagenet(body: nn.Module, backbone: str) -> None:
@@ -269,13 +276,7 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
     job = read_training_file(path)
     settings = job.settings
     run_dir.mkdir(parents=True, exist_ok=True)
-    where = torch.device(
-        "cuda"
-        if device == "auto" and torch.cuda.is_available()
-        else "cpu"
-        if device == "auto"
-        else device
-    )
+    where = choose_device(device)
     sites = [load_site(path.parent, t, settings.gsd_m, settings.classes) for t in job.sites]
     for site in sites:
         log.info(
@@ -286,7 +287,7 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
             site.weight,
         )
     sampler = ChipSampler(sites, settings.chip_px, settings.seed, settings.augmentation)
-    model = _initial_model(settings).to(where, memory_format=torch.channels_last)
+    model = _initial_model(settings, path.parent).to(where, memory_format=torch.channels_last)
     mean = copy.deepcopy(model).eval()
     optimizer = _optimizer(model, settings)
     step = _resume(run_dir / CHECKPOINT, model, mean, optimizer)

@@ -23,7 +23,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from geoseg.errors import ModelError
 from geoseg.models.card import ModelCard, file_sha256, load_card_and_weights
-from geoseg.models.maskrcnn import Architecture, build_maskrcnn
+from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.records import Instances
 
 MIN_SIDE_PX = 1.0
@@ -201,16 +201,7 @@ def load_maskrcnn(
     """
     card, weights = load_card_and_weights(path)
     model = build_maskrcnn(Architecture.from_dict(card.architecture), len(card.classes))
-    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    wrong = sorted(k for k in set(own) & set(weights) if own[k].shape != weights[k].shape)
-    if missing or unknown or wrong:
-        raise ModelError(
-            f"{path} does not fit its card's architecture: {len(missing)} weights missing "
-            f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}, {len(wrong)} of other shape "
-            f"{wrong[:3]}; use the card that was written with it"
-        )
-    model.load_state_dict(weights, strict=False)
+    load_weights(model, weights, path)
     return MaskRCNNDetector(
         model, card, device=device, min_score=min_score, fingerprint=file_sha256(path)
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,3 +188,32 @@ def build_maskrcnn(architecture: Architecture, n_classes: int) -> MaskRCNN:
         ),
         mask_predictor=MaskRCNNPredictor(channels, channels, n_classes + 1),
     )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights into a network that they must fit exactly.
+
+    Parameters
+    ----------
+    model : Module
+        Changed in place.
+    weights : mapping of str to Tensor
+        By the network's own names; counters of batch norm layers may be absent.
+    path : Path
+        Where they come from, for the message.
+
+    Raises
+    ------
+    ModelError
+        If names are missing or unknown, or shapes differ; the message lists them.
+    """
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    wrong = sorted(k for k in set(own) & set(weights) if own[k].shape != weights[k].shape)
+    if missing or unknown or wrong:
+        raise ModelError(
+            f"{path} does not fit the architecture: {len(missing)} weights missing "
+            f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}, {len(wrong)} of other shape "
+            f"{wrong[:3]}; it must be the one that the weights were trained in"
+        )
+    model.load_state_dict(weights, strict=False)
