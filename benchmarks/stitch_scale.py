@@ -55,7 +55,7 @@ def run_supertile(index: tuple[int, int]) -> dict[str, Any]:
     town = _TOWN["town"]
     supertile = town.grid.supertile(*index)
     fragments = town.fragments(supertile)
-    foreign = [tile.window for tile in town.grid.neighbour_tiles(supertile)]
+    foreign = town.grid.foreign_ground(range(index[0], index[0] + 1), range(index[1], index[1] + 1))
     wall, cpu = time.perf_counter(), time.process_time()
     settled = split_settled(fragments, supertile.tiles, foreign)
     objects = stitch(fragments.take(settled), supertile.tiles)

@@ -112,28 +112,41 @@ def test_tiles_and_supertiles_partition_the_raster(grid):
     assert len(indices) == len(set(indices)) == grid.n_tiles
 
 
-@given(grids)
-def test_neighbour_tiles_are_all_foreign_tiles_that_overlap(grid):
-    tiles = [tile for supertile in grid.supertiles() for tile in supertile.tiles]
+@given(grids, st.data())
+def test_foreign_ground_is_what_tiles_outside_a_block_see_of_it(grid, data):
+    n_rows, n_cols = grid.supertile_shape
+    top, left = (data.draw(st.integers(0, n - 1)) for n in (n_rows, n_cols))
+    rows = range(top, data.draw(st.integers(top + 1, n_rows)))
+    cols = range(left, data.draw(st.integers(left + 1, n_cols)))
+    block = [s for s in grid.supertiles() if s.index[0] in rows and s.index[1] in cols]
+    own = {tile.index for s in block for tile in s.tiles}
+    expected, inside = np.zeros((2, grid.height, grid.width), bool)
     for supertile in grid.supertiles():
-        own = {tile.index for tile in supertile.tiles}
-        expected = {
-            tile.index
-            for tile in tiles
-            if tile.index not in own and overlap_px(tile.window, supertile.window)
-        }
-        assert {tile.index for tile in grid.neighbour_tiles(supertile)} == expected
+        for tile in supertile.tiles:
+            paint(inside if tile.index in own else expected, bounds(tile.window))
+    ground = np.zeros_like(expected)
+    for box in grid.foreign_ground(rows, cols):
+        paint(ground, box)
+    assert ((ground & inside) == (expected & inside)).all()
 
 
-def test_tiles_meeting_takes_area_not_touch():
-    grid = TileGrid(100, 100, 10, 0, 50)
-    assert [t.index for t in grid.tiles_meeting((10, 20, 20, 30))] == [(2, 1)]
-    assert [t.index for t in grid.tiles_meeting((9.5, 20, 20, 30.1))] == [
-        (2, 0),
-        (2, 1),
-        (3, 0),
-        (3, 1),
-    ]
+def bounds(window: Window) -> tuple[int, int, int, int]:
+    x, y, width, height = window.flatten()
+    return x, y, x + width, y + height
+
+
+def paint(canvas: np.ndarray, box) -> None:
+    x0, y0, x1, y1 = (int(max(v, 0)) for v in box)
+    canvas[y0:y1, x0:x1] = True
+
+
+@given(grids)
+def test_windows_are_spans_of_rows_times_spans_of_columns(grid):
+    rows, cols = grid.window_spans()
+    for r, c in ((0, 0), (grid.shape[0] - 1, grid.shape[1] - 1)):
+        (y0, y1), (x0, x1) = rows[r].tolist(), cols[c].tolist()
+        assert bounds(grid.tile(r, c).window) == (x0, y0, x1, y1)
+    assert (len(rows), len(cols)) == grid.shape
 
 
 def test_a_huge_raster_is_not_unrolled():

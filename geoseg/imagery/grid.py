@@ -17,6 +17,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from rasterio.windows import Window
 
 from geoseg.errors import GridError
@@ -24,6 +26,10 @@ from geoseg.records import Supertile, Tile
 
 SMALLEST_QUARTER_PX = 96
 """A tile is not cut into quarters smaller than this."""
+
+
+FAR_PX = 1e9
+"""Beyond any raster; GEOS takes no infinite boxes."""
 
 
 class AxisTile(NamedTuple):
@@ -222,38 +228,50 @@ class TileGrid:
             for col in range(cols):
                 yield self.supertile(row, col)
 
-    def tiles_meeting(self, bounds: tuple[float, float, float, float]) -> tuple[Tile, ...]:
-        """Return the tiles whose windows share area with a box.
+    def foreign_ground(self, rows: range, cols: range) -> npt.NDArray[np.float64]:
+        """Return the ground in the window of a block of supertiles that tiles outside it see too.
+
+        What lies clear of it no other tile can have seen: what the seams need to know.
 
         Parameters
         ----------
-        bounds : (x0, y0, x1, y1)
-            In grid px, half-open.
+        rows, cols : range
+            Supertiles of the block; not empty.
 
         Returns
         -------
-        tuple of Tile
-            In row-major order.
+        ndarray (k, 4)
+            x0, y0, x1, y1 in grid px of up to four strips, endless along and away from the block.
         """
-        x0, y0, x1, y1 = bounds
-        rows = [i for i, t in enumerate(self._rows) if t.window_start < y1 and t.window_stop > y0]
-        cols = [i for i, t in enumerate(self._cols) if t.window_start < x1 and t.window_stop > x0]
-        return tuple(self.tile(r, c) for r in rows for c in cols)
+        n_rows, n_cols = self.supertile_shape
+        strips = []
+        for axis, wanted, groups in ((self._rows, rows, n_rows), (self._cols, cols, n_cols)):
+            before = self._group(wanted[0], len(axis), groups)[0] - 1
+            after = self._group(wanted[-1], len(axis), groups)[-1] + 1
+            spans = []
+            if before >= 0:
+                # windows move on from tile to tile: the last one before reaches furthest
+                spans.append((-FAR_PX, axis[before].window_stop))
+            if after < len(axis):
+                spans.append((axis[after].window_start, FAR_PX))
+            strips.append(spans)
+        above_below = [(-FAR_PX, y0, FAR_PX, y1) for y0, y1 in strips[0]]
+        beside = [(x0, -FAR_PX, x1, FAR_PX) for x0, x1 in strips[1]]
+        return np.array([*above_below, *beside], np.float64).reshape(-1, 4)
 
-    def neighbour_tiles(self, supertile: Supertile) -> tuple[Tile, ...]:
-        """Return the tiles of other supertiles whose windows share area with its window.
+    def window_spans(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return where the windows of the rows and of the columns of tiles start and stop.
 
-        These are the tiles that may have seen the same objects: what the seams need.
+        Returns
+        -------
+        rows, cols : ndarray (k, 2)
+            Half-open, grid px. A tile's window is a row's span times a column's.
         """
-        window = supertile.window
-        own = {tile.index for tile in supertile.tiles}
-        bounds = (
-            window.col_off,
-            window.row_off,
-            window.col_off + window.width,
-            window.row_off + window.height,
+        rows, cols = (
+            np.array([(t.window_start, t.window_stop) for t in axis], np.int64)
+            for axis in (self._rows, self._cols)
         )
-        return tuple(t for t in self.tiles_meeting(bounds) if t.index not in own)
+        return rows, cols
 
 
 def quarters(tile: Tile, overlap: int) -> tuple[Tile, ...]:

@@ -122,7 +122,8 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         found = _detect(task, shown, clock)
     fragments = Fragments.concatenate(found.fragments)
     with _timed(clock, "stitch"):
-        foreign = [tile.window for tile in task.tiles.neighbour_tiles(supertile)]
+        row, col = task.index
+        foreign = task.tiles.foreign_ground(range(row, row + 1), range(col, col + 1))
         settled = split_settled(fragments, found.tiles, foreign)
         objects = stitch(fragments.take(settled), found.tiles)
     status = "outside" if not wanted else "nodata" if n_run == 0 else "done"
