@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from geoseg.jobs import lifeline
@@ -31,40 +31,67 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
-def run_tasks(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[tuple[Task, Result | Exception]]:
-    """Run a function on every task and yield each as it finishes.
+class Workers:
+    """Worker processes that live until the block ends; started when the first task comes.
 
     Parameters
     ----------
-    function : callable
-        Importable by name, so that workers can load it.
-    tasks : iterable
-        Taken one by one as workers become free; never all at once.
-    workers : int
+    count : int
         Worker processes on this machine; 1 runs in this process, without Dask.
 
-    Yields
-    ------
-    (task, result or Exception)
-        In the order of completion; an exception stands for a task that failed for good.
+    Examples
+    --------
+    >>> with Workers(1) as workers:
+    ...     [outcome for _, outcome in workers.run(abs, [-1, 2])]
+    [1, 2]
     """
-    if workers == 1:
-        for task in tasks:
-            yield task, _try_here(function, task)
-        return
-    yield from _run_on_cluster(function, tasks, workers)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._stack = ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client = None
+        self._stack.close()
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[tuple[Task, Result | Exception]]:
+        """Run a function on every task and yield each as it finishes.
+
+        Parameters
+        ----------
+        function : callable
+            Importable by name, so that workers can load it.
+        tasks : iterable
+            Taken one by one as workers become free; never all at once.
+
+        Yields
+        ------
+        (task, result or Exception)
+            In the order of completion; an exception stands for a task that failed for good.
+        """
+        if self.count == 1:
+            for task in tasks:
+                yield task, _try_here(function, task)
+            return
+        if self._client is None:
+            self._client = self._stack.enter_context(_cluster(self.count))
+        yield from _hand_out(self._client, function, tasks, self.count)
 
 
 def _try_here(function: Callable[[Task], Result], task: Task) -> Result | Exception:
     for attempt in range(RETRIES + 1):
         try:
             return function(task)
-        except Exception as error:  # noqa: BLE001  # becomes a failed supertile in the report
+        except Exception as error:  # noqa: BLE001  # the caller decides
             if attempt == RETRIES:
                 return error
-            log.warning("a supertile failed and is tried again: %s", error)
+            log.warning("a task failed and is tried again: %s", error)
     raise AssertionError  # the loop always returns
 
 
@@ -84,9 +111,9 @@ _DASK: dict[str, Any] = {
 }
 
 
-def _run_on_cluster(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[tuple[Task, Result | Exception]]:
+@contextmanager
+def _cluster(workers: int) -> Iterator[Any]:
+    """Start a scheduler and workers on this machine; yields a client."""
     import dask
 
     with dask.config.set(_DASK), _inherited(dask.config.serialize(dask.config.global_config)):
@@ -108,7 +135,7 @@ def _run_on_cluster(
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield from _hand_out(client, function, tasks, workers)
+            yield client
 
 
 def _hand_out(
@@ -133,7 +160,7 @@ def _hand_out(
         task, attempt = known.pop(future.key)
         error = future.exception()
         if error is not None and attempt < RETRIES:
-            log.warning("a supertile failed and is tried again: %s", error)
+            log.warning("a task failed and is tried again: %s", error)
             submit(task, attempt + 1)
             continue
         outcome = future.result() if error is None else error

@@ -35,6 +35,9 @@ TOUCH = 1e-9
 WALL_PX = 1e-6
 """Outlines this close run along the same wall: cutting one along the other rounds this little."""
 
+NEAR_PX = 2.0
+"""Objects further apart than this and twice the tolerance never meet by simplification."""
+
 STEP_SHARE = 0.09
 """Steps shorter than this share of the square root of the area are smoothed away, or ..."""
 
@@ -46,6 +49,9 @@ MIN_ALIGNMENT = 0.4
 
 RECTANGLE_GIVE = 0.01
 """A rectangle is preferred where its IoU is at most this much under that of more corners."""
+
+GROWTH_PX = 32.0
+"""A right-angled outline reaches no further than this out of the box of the outline found."""
 
 LIGHT_SHARE = 0.125
 """Outlines are thinned to within this share of the step before walls are laid along them."""
@@ -97,7 +103,7 @@ def finish_shapes(
     *,
     gsd_m: float,
 ) -> tuple[GeometryArray, BoolArray]:
-    """Apply the wanted steps to stitched objects, once, when all of an image are known.
+    """Apply the wanted steps to stitched objects, once, when all that lie together are known.
 
     1. `fill_holes`: first, since a hole that resolving overlaps makes is another object's ground.
     2. Too small objects out: they take no ground from others.
@@ -132,24 +138,92 @@ def finish_shapes(
     ConfigError
         If ``gsd_m`` or the columns' lengths do not fit.
     """
+    out, keep = form_shapes(polygons, settings, gsd_m=gsd_m)
     _check_columns(polygons, scores, labels)
+    rows = np.flatnonzero(keep)
+    out[rows], left = fit_shapes(out[rows], scores[rows], labels[rows], settings, gsd_m=gsd_m)
+    keep[rows] = left
+    return out, keep
+
+
+def form_shapes(
+    polygons: GeometryArray, settings: ShapeSettings, *, gsd_m: float
+) -> tuple[GeometryArray, BoolArray]:
+    """Take the steps of `finish_shapes` that look at one object at a time: the first three.
+
+    Parameters, errors and the first two results are those of `finish_shapes`.
+    """
     if not (math.isfinite(gsd_m) and gsd_m > 0):
         raise ConfigError(f"gsd_m is {gsd_m}; expected ground metres per px above 0")
-    pixel_m2 = gsd_m * gsd_m
-    out = fill_holes(polygons, settings.max_hole_m2 / pixel_m2)
-    min_area_px = settings.min_area_m2 / pixel_m2
-    keep = keep_large(shapely.area(out), min_area_px)
-    rows = np.flatnonzero(keep)
+    out = fill_holes(polygons, settings.max_hole_m2 / gsd_m**2)
+    keep = keep_large(shapely.area(out), settings.min_area_m2 / gsd_m**2)
     if settings.regularize:
-        out[rows] = regularize(out[rows], max_loss=settings.max_loss)
+        out[keep] = regularize(out[keep], max_loss=settings.max_loss)
+    return out, keep
+
+
+def fit_shapes(
+    polygons: GeometryArray,
+    scores: npt.NDArray[np.floating],
+    labels: IntArray,
+    settings: ShapeSettings,
+    *,
+    gsd_m: float,
+) -> tuple[GeometryArray, BoolArray]:
+    """Take the steps of `finish_shapes` in which neighbours matter: the last three.
+
+    Parameters, errors and results are those of `finish_shapes`.
+    """
+    out = np.array(polygons, dtype=object)
+    rows = np.arange(len(out))
     if settings.resolve_overlaps:
-        out[rows], left = resolve_overlaps(out[rows], scores[rows], labels[rows])
+        out, left = resolve_overlaps(out, scores, labels)
         rows = rows[left]
     out[rows] = simplify(out[rows], settings.simplify_px)
-    rows = rows[keep_large(shapely.area(out[rows]), min_area_px)]
+    rows = rows[keep_large(shapely.area(out[rows]), settings.min_area_m2 / gsd_m**2)]
     keep = np.zeros(len(out), bool)
     keep[rows] = True
     return out, keep
+
+
+def undecided_shapes(
+    polygons: GeometryArray, open_ground: DoubleArray, settings: ShapeSettings
+) -> BoolArray:
+    """Say which objects may still get a neighbour that changes them in `fit_shapes`.
+
+    `fit_shapes` of the others gives the same as of all at once, whatever comes to lie on the open
+    ground later: no chain of neighbours leads there.
+
+    Parameters
+    ----------
+    polygons : ndarray of Polygon
+        (n,) from `form_shapes`, grid px.
+    open_ground : ndarray (k, 4)
+        Boxes x0, y0, x1, y1 in grid px in which objects may still appear.
+    settings : ShapeSettings
+        What `fit_shapes` will do.
+
+    Returns
+    -------
+    ndarray of bool
+        (n,).
+    """
+    undecided = np.zeros(len(polygons), bool)
+    alone = settings.simplify_px == 0 and not settings.resolve_overlaps
+    if alone or len(open_ground) == 0 or len(polygons) == 0:
+        return undecided
+    # outlines move by about the tolerance, and what moves into a neighbour is put back with it
+    reach = 2 * settings.simplify_px + NEAR_PX
+    # objects that are still to come may grow out of the open ground when they get right angles
+    grow = reach + (GROWTH_PX if settings.regularize else 0)
+    boxes = shapely.box(*(open_ground + grow * np.array([-1, -1, 1, 1])).T)
+    tree = shapely.STRtree(polygons)
+    front = np.unique(tree.query(boxes)[1])
+    while len(front):
+        undecided[front] = True
+        near = tree.query(polygons[front], predicate="dwithin", distance=reach)[1]
+        front = np.unique(near[~undecided[near]])
+    return undecided
 
 
 def keep_large(areas: DoubleArray, min_area: float) -> BoolArray:
@@ -553,9 +627,16 @@ def _regularize(polygons: GeometryArray, max_loss: float, step_px: float) -> Geo
         plain_fit = _iou(polygons[angular], plain)
         better = plain_fit >= fit[angular] - RECTANGLE_GIVE
         chosen[angular[better]], fit[angular[better]] = plain[better], plain_fit[better]
-    good = fit >= 1 - max_loss
+    good = (fit >= 1 - max_loss) & (_growth(polygons, chosen) <= GROWTH_PX)
     out[rows[good]] = chosen[good]
     return out
+
+
+def _growth(polygons: GeometryArray, others: GeometryArray) -> DoubleArray:
+    """Return by how much the box of each other outline reaches out of the first one's."""
+    beyond = (shapely.bounds(others) - shapely.bounds(polygons)) * np.array([-1, -1, 1, 1])
+    # a missing outline has no bounds and fits nothing anyway
+    return np.asarray(np.nan_to_num(beyond).max(axis=1, initial=0))
 
 
 def _iou(polygons: GeometryArray, others: GeometryArray) -> DoubleArray:
