@@ -70,6 +70,8 @@ class DetectSettings:
     """Largest hole that is filled, m2."""
     cross_image: bool = True
     """Give an object that overlapping images show once."""
+    class_agnostic: bool = False
+    """Let detections of different classes be one object; the class with most area wins."""
 
     def __post_init__(self) -> None:
         if not self.images:

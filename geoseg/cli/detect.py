@@ -75,6 +75,11 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
     flag_value=False,
     help="Keep objects that overlapping images show once per image.",
 )
+@click.option(
+    "--class-agnostic",
+    is_flag=True,
+    help="Let detections of different classes be one object; the class with most area wins.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:

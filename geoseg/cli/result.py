@@ -21,7 +21,7 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         show_json(_as_dict(result))
         return
     if result.regions is not None:
-        _show_counts(result.regions, len(result.objects))
+        _show_counts(result.regions, result.n_objects)
     states = result.supertiles
     click.echo(
         f"{sum(states.values())} supertiles: {states.get('done', 0)} done, "
@@ -36,7 +36,7 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
             "them again, and only them"
         )
     click.echo(
-        f"{len(result.objects)} objects in {result.seconds:.0f} s, "
+        f"{result.n_objects} objects in {result.seconds:.0f} s, "
         f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}"
     )
 
@@ -45,7 +45,7 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
     values: dict[str, Any] = {
         "output": str(result.output),
         "run_dir": str(result.run_dir),
-        "objects": len(result.objects),
+        "objects": result.n_objects,
         "supertiles": result.supertiles,
         "saturated_tiles": result.saturated,
         "seconds": round(result.seconds, 2),
@@ -86,7 +86,7 @@ def show_demo(result: DemoResult) -> None:
         for name, (_, row) in zip(_names(counts), counts.iterrows(), strict=True)
     ]
     n_truth = int(counts["truth"].sum()) + result.outside[1]
-    totals = [["outside", *result.outside], ["all", len(result.run.objects), n_truth]]
+    totals = [["outside", *result.outside], ["all", result.run.n_objects, n_truth]]
     show_table(["region", "objects", "truth"], rows, totals=totals)
     q = result.quality
     click.echo(f"precision {q.precision:.3f}, recall {q.recall:.3f}, F1 {q.f1:.3f} at IoU 0.5")

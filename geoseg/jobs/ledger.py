@@ -42,6 +42,26 @@ class RunDirectory:
         """Where the parts lie."""
         return self.path / "parts"
 
+    @property
+    def joins(self) -> Path:
+        """Where joins keep what they finished until the objects file is complete."""
+        return self.path / "joins"
+
+    @property
+    def objects(self) -> Path:
+        """All objects of the run, GeoParquet."""
+        return self.path / "objects.parquet"
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Give an empty folder `joins`, and remove it with all that is in it."""
+        shutil.rmtree(self.joins, ignore_errors=True)
+        self.joins.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.joins, ignore_errors=True)
+
     def part(self, key: str) -> Path:
         """Return the path of one part."""
         return self.parts / f"{key}.parquet"

@@ -75,8 +75,11 @@ class Part:
     """What ``waiting.tiles`` indexes: tiles, or quarters of saturated ones."""
 
 
-def write_part(path: Path, part: Part) -> None:
-    """Write a part to a private name, flush it to the disk and publish it by a rename."""
+def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
+    """Write a part to a private name, flush it to the disk and publish it by a rename.
+
+    Not ``durable``: without waiting for the disk, for what can be made again at once.
+    """
     settled, waiting = part.settled, part.waiting
     n, m = len(settled), len(waiting)
     none = np.zeros(m, np.int64)
@@ -101,8 +104,9 @@ def write_part(path: Path, part: Part) -> None:
     private = path.with_name(f".{path.name}.{os.getpid()}")
     with private.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     private.replace(path)
 
 

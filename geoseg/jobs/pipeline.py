@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,13 @@ import geopandas as gpd
 import geoseg
 from geoseg.config import DetectSettings
 from geoseg.errors import ModelError
-from geoseg.jobs.assemble import count_in_regions, coverage_table, objects_table
-from geoseg.jobs.executor import physical_cores, run_tasks
+from geoseg.jobs.assemble import count_in_regions, coverage_table, write_objects_file
+from geoseg.jobs.executor import Workers, physical_cores
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, failed
 from geoseg.jobs.plan import RunPlan, counts_path, part_key, plan_run
 from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
-from geoseg.outputs.style import default_styles
-from geoseg.outputs.tables import write_geopackage, write_table
+from geoseg.outputs.tables import write_objects, write_table
 
 if TYPE_CHECKING:
     from geoseg.models.detector import Detector
@@ -37,11 +37,13 @@ Progress = Callable[[int, int, int], None]
 """Called with supertiles finished, all supertiles, and fragments found so far."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class RunResult:
     """What a run gives back."""
 
-    objects: gpd.GeoDataFrame
+    n_objects: int
+    objects_file: Path
+    """GeoParquet; `objects` reads it."""
     regions: gpd.GeoDataFrame | None
     coverage: gpd.GeoDataFrame
     output: Path | None
@@ -55,6 +57,11 @@ class RunResult:
     """Largest resident memory of any process."""
     notes: tuple[str, ...] = field(default=())
     """What the user should know."""
+
+    @cached_property
+    def objects(self) -> gpd.GeoDataFrame:
+        """All objects, read into memory when first asked for."""
+        return gpd.read_parquet(self.objects_file)
 
     @property
     def exit_code(self) -> int:
@@ -91,20 +98,23 @@ def run_detect(
         run_dir.check(plan.key, overwrite=settings.overwrite)
         with run_dir.locked():
             run_dir.prepare(plan.key, _plain(settings))
-            summaries = _run_supertiles(plan, run_dir, progress)
-            ran = time.perf_counter()
-            objects = objects_table(plan, run_dir, summaries)
+            count, threads = _workers(plan)
+            with Workers(count) as workers:
+                summaries = _run_supertiles(plan, run_dir, workers, threads, progress)
+                ran = time.perf_counter()
+                n_objects = write_objects_file(plan, run_dir, summaries, workers)
             coverage = coverage_table(plan, summaries)
-            regions = count_in_regions(plan, objects, summaries)
+            regions = count_in_regions(plan, run_dir.objects, summaries)
             if settings.output is not None:
-                _write(plan, objects, regions, coverage)
+                _write(plan, run_dir.objects, regions, coverage)
             seconds = time.perf_counter() - begun
             peak = max(
                 [s.peak_mb for s in summaries]
                 + [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
             )
             result = RunResult(
-                objects=objects,
+                n_objects=n_objects,
+                objects_file=run_dir.objects,
                 regions=regions,
                 coverage=coverage,
                 output=settings.output,
@@ -113,9 +123,12 @@ def run_detect(
                 supertiles=dict(Counter(s.status for s in summaries)),
                 saturated=sum(len(s.saturated) for s in summaries),
                 peak_mb=round(peak, 1),
-                notes=_notes(plan, objects, summaries),
+                notes=_notes(plan, n_objects, summaries),
             )
             run_dir.write_manifest(_manifest(plan, result, summaries, ran - begun))
+            if result.run_dir is None:
+                # the file goes with the scratch folder
+                _ = result.objects
     return result
 
 
@@ -161,6 +174,7 @@ def _tasks(plan: RunPlan, run_dir: RunDirectory, threads: int) -> Iterator[Super
                 bands=image.bands,
                 detector=detector,
                 aoi_wkb=None if image.aoi is None else image.aoi.wkb,
+                class_agnostic=plan.settings.class_agnostic,
                 path=run_dir.part(part_key(plan, number, index)),
             )
 
@@ -170,16 +184,21 @@ def _fields(spec: DetectorSpec) -> dict[str, Any]:
 
 
 def _run_supertiles(
-    plan: RunPlan, run_dir: RunDirectory, progress: Progress | None
+    plan: RunPlan,
+    run_dir: RunDirectory,
+    workers: Workers,
+    threads: int,
+    progress: Progress | None,
 ) -> list[PartSummary]:
     """Run all supertiles; a failed one becomes a summary with its reason."""
     # what a name stands for may have changed since an earlier run in this process
     forget_detectors()
-    workers, threads = _workers(plan)
-    log.info("%d supertiles, %d worker(s) of %d thread(s)", plan.n_supertiles, workers, threads)
+    log.info(
+        "%d supertiles, %d worker(s) of %d thread(s)", plan.n_supertiles, workers.count, threads
+    )
     summaries: list[PartSummary] = []
     found = 0
-    for task, outcome in run_tasks(run_supertile, _tasks(plan, run_dir, threads), workers):
+    for task, outcome in workers.run(run_supertile, _tasks(plan, run_dir, threads)):
         if isinstance(outcome, Exception):
             if isinstance(outcome, ModelError):
                 # weights that do not load will not load for the next supertile either
@@ -199,7 +218,7 @@ def _run_supertiles(
 
 def _write(
     plan: RunPlan,
-    objects: gpd.GeoDataFrame,
+    objects: Path,
     regions: gpd.GeoDataFrame | None,
     coverage: gpd.GeoDataFrame,
 ) -> None:
@@ -207,14 +226,12 @@ def _write(
     if output is None:
         return
     if output.suffix.lower() != ".gpkg":
-        write_table(output, objects, overwrite=overwrite)
+        write_objects(output, objects, {}, overwrite=overwrite)
         if regions is not None:
             write_table(counts_path(output), regions, layer="regions", overwrite=overwrite)
         return
-    layers = {"objects": objects}
-    if regions is not None:
-        layers["regions"] = regions
-    layers["coverage"] = coverage
+    others = {} if regions is None else {"regions": regions}
+    others["coverage"] = coverage
     about = plan.about_model
     metadata = {
         "geoseg": geoseg.__version__,
@@ -223,13 +240,11 @@ def _write(
         "credits": "; ".join(about.get("credits", [])),
         "images": ", ".join(Path(i.info.path).name for i in plan.images),
     }
-    write_geopackage(
-        output, layers, styles=default_styles(layers), overwrite=overwrite, metadata=metadata
-    )
+    write_objects(output, objects, others, overwrite=overwrite, metadata=metadata)
 
 
 def _notes(
-    plan: RunPlan, objects: gpd.GeoDataFrame, summaries: Sequence[PartSummary]
+    plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]
 ) -> tuple[str, ...]:
     notes = []
     if saturated := sum(len(s.saturated) for s in summaries):
@@ -247,7 +262,7 @@ def _notes(
         for image in plan.images
         if image.info.gsd_m > 2 * image.grid.gsd_m
     ]
-    if len(objects) == 0:
+    if n_objects == 0:
         run = sum(s.tiles_run for s in summaries)
         notes.append(
             f"no objects: {run} tile(s) hold pixels inside the AOI and none has a detection with "
@@ -288,7 +303,7 @@ def _manifest(
             }
             for i in plan.images
         ],
-        "objects": len(result.objects),
+        "objects": result.n_objects,
         "supertiles": result.supertiles,
         "saturated_tiles": result.saturated,
         "seconds": {

@@ -111,6 +111,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         geoseg.__version__,
         about["fingerprint"],
         spec.min_score,
+        settings.class_agnostic,
         [
             (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
              None if i.aoi is None else _sha256(i.aoi.wkb))

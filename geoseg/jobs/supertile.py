@@ -87,6 +87,8 @@ class SupertileTask:
     detector: DetectorSpec
     aoi_wkb: bytes | None
     """Area of interest, grid px; None: everywhere."""
+    class_agnostic: bool
+    """Let detections of different classes be one object."""
     path: Path
     """Where the part goes."""
 
@@ -124,8 +126,9 @@ def run_supertile(task: SupertileTask) -> PartSummary:
     with _timed(clock, "stitch"):
         row, col = task.index
         foreign = task.tiles.foreign_ground(range(row, row + 1), range(col, col + 1))
-        settled = split_settled(fragments, found.tiles, foreign)
-        objects = stitch(fragments.take(settled), found.tiles)
+        agnostic = task.class_agnostic
+        settled = split_settled(fragments, found.tiles, foreign, class_agnostic=agnostic)
+        objects = stitch(fragments.take(settled), found.tiles, class_agnostic=agnostic)
     status = "outside" if not wanted else "nodata" if n_run == 0 else "done"
     if status == "done" and len(fragments) == 0:
         status = "empty"
