@@ -1,5 +1,9 @@
 """Vector files: read the user's, write ours so that nobody ever sees half of one.
 
+The objects of a run may be millions, more than memory holds. They go as a stream into one
+GeoParquet file (:class:`ObjectsWriter`), and from there as a stream into whatever the user wants
+(:func:`write_objects`) or to whoever counts them (:func:`iter_objects`).
+
 A GeoPackage is a SQLite database, and its ``-journal``, ``-wal`` and ``-shm`` files are part of
 it: a new file renamed over an old one beside a stale journal is destroyed when next opened. So
 the old file is first brought to rest and proven unlocked, and only then replaced.
@@ -18,16 +22,22 @@ import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pyogrio
 import pyproj
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError
 
 from geoseg.errors import OutputError, RegionError
 from geoseg.outputs.style import default_styles
@@ -53,9 +63,30 @@ OBJECT_DTYPES: dict[str, str] = {
     "image": "str",
 }
 """The columns of the ``objects`` layer, in order, before the geometry."""
+_ARROW_TYPES = {
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "str": pa.string(),
+}
+OBJECT_SCHEMA: pa.Schema = pa.schema(
+    [(name, _ARROW_TYPES[kind]) for name, kind in OBJECT_DTYPES.items()]
+    + [("geometry", pa.binary())]
+)
+"""The same columns for Arrow; ``geometry`` is WKB."""
+GROUP_ROWS = 50_000
+"""Rows of a row group, and of the batches that GDAL gets: appending below 20,000 is slow."""
+_FORMAT_OPTIONS: dict[str, dict[str, str]] = {".geojson": {"RFC7946": "YES"}}
+_BBOX_TYPE = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+_POLYGON_TYPES = {3: "Polygon", 6: "MultiPolygon"}
 SIDECARS = ("-journal", "-wal", "-shm")
 LOCK_WAIT_S = 5.0
 _OGR_ERRORS = (DataSourceError, DataLayerError)
+_WRITE_ERRORS = (
+    *(*_OGR_ERRORS, FieldError, FeatureError),
+    *(OSError, sqlite3.Error, pa.ArrowException),
+)
 _UNREADABLE = (*_OGR_ERRORS, OSError, ValueError)
 _MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "MultiPoint"}
 
@@ -211,9 +242,274 @@ def write_table(
                 temporary, schema_version="1.1.0", write_covering_bbox=True, compression="zstd"
             )
         elif path.suffix.lower() == ".geojson":
-            _write_layer(temporary, layer, table.to_crs(4326), RFC7946="YES")
+            _write_layer(temporary, layer, table.to_crs(4326), **_FORMAT_OPTIONS[".geojson"])
         else:
             _write_layer(temporary, layer, table)
+        _put(temporary, path, overwrite=overwrite)
+    return path
+
+
+class ObjectsWriter:
+    """Write the objects of a run as one GeoParquet 1.1 file, a table at a time.
+
+    The file has a private name until it is complete; leaving the ``with`` block normally puts it
+    in place (of an older one, too), leaving it by an exception removes it. The same rows give the
+    same bytes, however they were cut into tables.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to make.
+    crs : pyproj.CRS or str or int
+        CRS of the geometry.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or a table is not as :data:`OBJECT_SCHEMA` says.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with ObjectsWriter(Path(folder) / "objects.parquet", 32645) as writer:
+    ...         writer.write(objects_to_arrow(empty_objects(32645)))
+    ...     writer.rows
+    0
+    """
+
+    def __init__(self, path: str | Path, crs: pyproj.CRS | str | int) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.crs = pyproj.CRS.from_user_input(crs)
+        # always the same name: what a killed process leaves, the next one writes over
+        self._private = self.path.with_name(f".{self.path.name}.partial")
+        self._geo = _geo_metadata(self.crs)
+        self._pending: list[pa.Table] = []
+        self._n_pending = 0
+        self._written = 0
+        self._kinds: set[str] = set()
+        self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+        self._file: pq.ParquetWriter
+
+    @property
+    def rows(self) -> int:
+        """Rows given so far."""
+        return self._written + self._n_pending
+
+    def __enter__(self) -> Self:
+        """Open the file under its private name."""
+        schema = OBJECT_SCHEMA.append(pa.field("bbox", _BBOX_TYPE))
+        try:
+            self._file = pq.ParquetWriter(
+                self._private,
+                schema,
+                compression="zstd",
+                # every outline and every uid is another one: a dictionary of them is a waste
+                use_dictionary=["class", "image"],
+            )
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written ({_first_line(error)}); choose another place"
+            ) from error
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows, in order.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            The columns of :data:`OBJECT_SCHEMA`, in any order; ``geometry`` holds the WKB of
+            Polygons and MultiPolygons.
+
+        Raises
+        ------
+        OutputError
+            If columns, types or geometry are others, or the disk is full.
+        """
+        self._pending.append(_as_objects(table))
+        self._n_pending += len(table)
+        if self._n_pending >= GROUP_ROWS:
+            self._flush(whole_groups=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Put the complete file in place, or remove it."""
+        try:
+            if kind is None:
+                self._flush(whole_groups=False)
+                self._close()
+                _fsync(self._private)
+                self._private.replace(self.path)
+                _fsync(self.path.parent)
+        except OSError as failure:
+            raise self._failed(failure) from failure
+        finally:
+            # also where it is incomplete, so that nothing holds the file that is removed
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._private.unlink(missing_ok=True)
+
+    def _flush(self, *, whole_groups: bool) -> None:
+        """Write what waits as row groups; the last one, only at the end, may be smaller."""
+        if not self._pending:
+            return
+        table = pa.concat_tables(self._pending)
+        end = len(table) // GROUP_ROWS * GROUP_ROWS if whole_groups else len(table)
+        try:
+            for start in range(0, end, GROUP_ROWS):
+                self._write_group(table.slice(start, min(GROUP_ROWS, end - start)))
+        except OSError as error:
+            raise self._failed(error) from error
+        self._written += end
+        self._n_pending = len(table) - end
+        self._pending = [table.slice(end)] if self._n_pending else []
+
+    def _write_group(self, group: pa.Table) -> None:
+        """Write one row group with the bounds of its rows."""
+        polygons = _geometries(group)
+        kinds = np.unique(shapely.get_type_id(polygons))
+        if not np.isin(kinds, list(_POLYGON_TYPES)).all():
+            raise OutputError(
+                f"objects for {self.path.name} have geometry that is no polygon (or none); "
+                "expected Polygon and MultiPolygon only"
+            )
+        self._kinds |= {_POLYGON_TYPES[int(kind)] for kind in kinds}
+        bounds = shapely.bounds(polygons)
+        self._bounds[:2] = np.fmin(self._bounds[:2], np.fmin.reduce(bounds[:, :2]))
+        self._bounds[2:] = np.fmax(self._bounds[2:], np.fmax.reduce(bounds[:, 2:]))
+        bbox = pa.StructArray.from_arrays(
+            [pa.array(column) for column in bounds.T], fields=list(_BBOX_TYPE)
+        )
+        # pages end where chunks end: one chunk, so that the caller's do not show in the bytes
+        table = group.combine_chunks().append_column("bbox", bbox)
+        self._file.write_table(table, row_group_size=len(table))
+
+    def _close(self) -> None:
+        """Write the footer, with what is only known now."""
+        column = self._geo["columns"]["geometry"]
+        column["geometry_types"] = sorted(self._kinds)
+        if np.isfinite(self._bounds).all():
+            column["bbox"] = self._bounds.tolist()
+        self._file.add_key_value_metadata({"geo": json.dumps(self._geo)})
+        self._file.close()
+
+    def _failed(self, error: OSError) -> OutputError:
+        """Return the error to raise for one of the disk's."""
+        free_mb = shutil.disk_usage(self.path.parent).free / 1e6
+        return OutputError(
+            f"writing {self.path} failed ({_first_line(error)}); {free_mb:,.0f} MB are free there"
+        )
+
+
+def iter_objects(path: str | Path, rows: int = GROUP_ROWS) -> Iterator[gpd.GeoDataFrame]:
+    """Read a file of :class:`ObjectsWriter` back in order, a part at a time.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    rows : int
+        Rows of a part at most; memory is that of a part and of a row group.
+
+    Yields
+    ------
+    GeoDataFrame
+        The columns and types of :func:`empty_objects`; the index goes on from part to part. A
+        file without objects yields nothing.
+
+    Raises
+    ------
+    OutputError
+        If the file is missing or is no such file.
+    """
+    file, geo = _open_objects(path)
+    with file:
+        crs = pyproj.CRS.from_json_dict(geo["crs"])
+        start = 0
+        for table in _iter_tables(file, rows):
+            part = objects_from_arrow(table, crs)
+            part.index = pd.RangeIndex(start, start + len(part))
+            start += len(part)
+            yield part
+
+
+def objects_to_arrow(table: gpd.GeoDataFrame) -> pa.Table:
+    """Return objects as :class:`ObjectsWriter` takes them; columns that it does not know go."""
+    fixed = _fix_types(table)
+    columns: dict[str, Any] = {
+        name: pa.array(fixed[name], type=OBJECT_SCHEMA.field(name).type) for name in OBJECT_DTYPES
+    }
+    columns["geometry"] = pa.array(shapely.to_wkb(table.geometry.to_numpy()), type=pa.binary())
+    return pa.table(columns, schema=OBJECT_SCHEMA)
+
+
+def objects_from_arrow(table: pa.Table, crs: pyproj.CRS | str | int) -> gpd.GeoDataFrame:
+    """Return the objects of an Arrow table as :func:`empty_objects` has them."""
+    fields = table.select(list(OBJECT_DTYPES)).to_pandas().astype(OBJECT_DTYPES)
+    return gpd.GeoDataFrame(fields, geometry=_geometries(table), crs=crs)
+
+
+def write_objects(
+    path: str | Path,
+    source: str | Path,
+    others: Mapping[str, gpd.GeoDataFrame] | None = None,
+    *,
+    overwrite: bool = False,
+    styles: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the objects of a run for the user, without ever holding them all.
+
+    The file is the one that :func:`write_geopackage` or :func:`write_table` would make of the
+    whole table, and is published in the same way.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .gpkg, .parquet, .fgb or .geojson, as for :func:`write_table`.
+    source : str or Path
+        A file of :class:`ObjectsWriter`.
+    others : mapping of str to GeoDataFrame, optional
+        More layers, after ``objects``; only a GeoPackage has room for them.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    styles : mapping of str to str, optional
+        As for :func:`write_geopackage`.
+    metadata : mapping, optional
+        As for :func:`write_geopackage`; other formats have no place for it.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        As :func:`write_geopackage`; if the source is missing or no file of objects; or if there
+        are other layers for a format with one layer.
+    """
+    path, source = check_output(path, overwrite), Path(source).expanduser().absolute()
+    suffix = path.suffix.lower()
+    if suffix == ".gpkg":
+        layers: dict[str, gpd.GeoDataFrame | Path] = {"objects": source, **(others or {})}
+        return _write_database(path, layers, styles=styles, overwrite=overwrite, metadata=metadata)
+    if others:
+        raise OutputError(
+            f"{path.name} has room for one layer, not for {', '.join(others)} beside objects; "
+            "write a .gpkg, or those to files of their own"
+        )
+    with _scratch(path) as temporary:
+        if suffix == ".parquet":
+            _open_objects(source)[0].close()
+            shutil.copyfile(source, temporary)
+        else:
+            _stream_layer(temporary, "objects", source, **_FORMAT_OPTIONS.get(suffix, {}))
         _put(temporary, path, overwrite=overwrite)
     return path
 
@@ -288,20 +584,119 @@ def write_geopackage(
         file is untouched); or if the old file is locked or has a journal that cannot be
         settled (the new file is kept beside it, and the message says where).
     """
-    path = check_output(path, overwrite)
-    tables = {name: _prepare(name, table) for name, table in layers.items()}
+    return _write_database(
+        check_output(path, overwrite), layers, styles=styles, overwrite=overwrite, metadata=metadata
+    )
+
+
+def _write_database(
+    path: Path,
+    layers: Mapping[str, gpd.GeoDataFrame | Path],
+    *,
+    styles: Mapping[str, str] | None,
+    overwrite: bool,
+    metadata: Mapping[str, Any] | None,
+) -> Path:
+    """Write layers, each from a table or from a file of objects, check and publish them."""
+    tables = {n: t if isinstance(t, Path) else _prepare(n, t) for n, t in layers.items()}
     if not tables:
         raise OutputError(f"no layer to write to {path}; give at least one")
-    qml = default_styles(tables) if styles is None else dict(styles)
+    expected = {name: _n_rows(table) for name, table in tables.items()}
+    if styles is None:
+        styles = default_styles({name: _for_style(table) for name, table in tables.items()})
     notes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     with _scratch(path) as temporary:
         for i, (name, table) in enumerate(tables.items()):
             options: dict[str, Any] = {"dataset_metadata": notes} if notes and i == 0 else {}
-            _write_layer(temporary, name, table, **options)
-        _finish(temporary, {name: len(table) for name, table in tables.items()}, qml)
+            if isinstance(table, Path):
+                _stream_layer(temporary, name, table, **options)
+            else:
+                _write_layer(temporary, name, table, **options)
+        _finish(temporary, expected, styles)
         _fsync(temporary)
         _publish(temporary, path, overwrite=overwrite)
     return path
+
+
+def _n_rows(table: gpd.GeoDataFrame | Path) -> int:
+    """Return how many rows a layer is to get."""
+    if not isinstance(table, Path):
+        return len(table)
+    file, _ = _open_objects(table)
+    with file:
+        return int(file.metadata.num_rows)
+
+
+def _for_style(table: gpd.GeoDataFrame | Path) -> gpd.GeoDataFrame:
+    """Return a table from which a style can be made: of many objects only their classes."""
+    if not isinstance(table, Path):
+        return table
+    found: dict[str, None] = {}
+    with pq.ParquetFile(table, read_dictionary=["class"]) as file:
+        for batch in file.iter_batches(1_000_000, columns=["class"]):
+            found |= dict.fromkeys(pc.unique(batch["class"]).to_pylist())
+    return gpd.GeoDataFrame({"class": list(found)})
+
+
+def _geo_metadata(crs: pyproj.CRS) -> dict[str, Any]:
+    """Return what GeoParquet says of its columns, as geopandas would for an empty table."""
+    buffer = BytesIO()
+    empty_objects(crs).to_parquet(buffer, schema_version="1.1.0", write_covering_bbox=True)
+    geo: dict[str, Any] = json.loads(pq.read_schema(buffer).metadata[b"geo"])
+    # it would change the bytes with every version
+    geo.pop("creator", None)
+    return geo
+
+
+def _as_objects(table: pa.Table) -> pa.Table:
+    """Return the table in the order and types of the objects; refuse what is not them."""
+    names = set(table.column_names)
+    missing = [name for name in OBJECT_SCHEMA.names if name not in names]
+    extra = sorted(names - set(OBJECT_SCHEMA.names))
+    if missing or extra:
+        wrong = [f"{what} {', '.join(n)}" for what, n in (("no", missing), ("also", extra)) if n]
+        raise OutputError(
+            f"a table of objects has {' and '.join(wrong)}; "
+            f"expected the columns {', '.join(OBJECT_SCHEMA.names)}"
+        )
+    try:
+        return table.select(OBJECT_SCHEMA.names).cast(OBJECT_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise OutputError(
+            f"a table of objects has other types ({_first_line(error)}); expected "
+            + ", ".join(f"{field.name} {field.type}" for field in OBJECT_SCHEMA)
+        ) from error
+
+
+def _geometries(table: pa.Table) -> npt.NDArray[np.object_]:
+    """Return the geometry of each row, (n,)."""
+    wkb = table["geometry"].to_numpy()
+    return np.asarray(shapely.from_wkb(wkb), dtype=object)
+
+
+def _open_objects(path: str | Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a file of objects; return also what it says of its geometry."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"objects file {path} cannot be read ({_first_line(error)}); run the job again"
+        ) from error
+    # not in the schema: what is added at the end of writing is only in the footer
+    geo = (file.metadata.metadata or {}).get(b"geo")
+    if geo is None or not set(OBJECT_SCHEMA.names) <= set(file.schema_arrow.names):
+        file.close()
+        raise OutputError(
+            f"{path} is no file of objects; expected GeoParquet with the columns "
+            + ", ".join(OBJECT_SCHEMA.names)
+        )
+    return file, json.loads(geo)["columns"]["geometry"]
+
+
+def _iter_tables(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
+    """Read the columns of the objects in order, at most so many rows at a time."""
+    for batch in file.iter_batches(rows, columns=OBJECT_SCHEMA.names):
+        yield pa.Table.from_batches([batch]).cast(OBJECT_SCHEMA)
 
 
 def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gpd.GeoDataFrame:
@@ -392,14 +787,66 @@ def _geometry_type(table: gpd.GeoDataFrame) -> str:
     return kind if kinds == {kind} else _MULTI[kind]
 
 
+def _stream_layer(path: Path, name: str, source: Path, **options: object) -> None:
+    """Write one layer with GDAL from a file of objects, in one go and one transaction."""
+    file, geo = _open_objects(source)
+    kinds = set(geo["geometry_types"])
+    multi = "MultiPolygon" in kinds
+    crs = pyproj.CRS.from_json_dict(geo["crs"])
+    target = pyproj.CRS.from_epsg(4326) if path.suffix.lower() == ".geojson" else crs
+    failed: list[BaseException] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for table in _iter_tables(file, GROUP_ROWS):
+                yield from _for_gdal(table, crs, target, multi=multi).to_batches()
+        except BaseException as error:
+            # GDAL knows only that there was one
+            failed.append(error)
+            raise
+
+    driver = DRIVERS[path.suffix.lower()]
+    with file:
+        try:
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(OBJECT_SCHEMA, batches()),
+                path,
+                layer=name,
+                driver=driver,
+                geometry_name="geometry",
+                geometry_type="MultiPolygon" if multi else "Polygon",
+                crs=_for_proj(target),
+                **(options | _own_columns(driver, set(OBJECT_SCHEMA.names))),
+            )
+        finally:
+            if failed:
+                raise failed[0]
+
+
+def _for_gdal(table: pa.Table, crs: pyproj.CRS, target: pyproj.CRS, *, multi: bool) -> pa.Table:
+    """Return the table with the geometry that the layer is to have."""
+    if crs == target and not multi:
+        return table
+    polygons = gpd.GeoSeries(_geometries(table), crs=crs).to_crs(target).to_numpy()
+    if multi:
+        single = shapely.get_type_id(polygons) == 3
+        polygons[single] = shapely.multipolygons(polygons[single, None], axis=1)
+    wkb = pa.array(shapely.to_wkb(polygons), type=pa.binary())
+    return table.set_column(table.schema.get_field_index("geometry"), "geometry", wkb)
+
+
+def _for_proj(crs: pyproj.CRS) -> str:
+    """Return the CRS in the words that pyogrio uses for tables."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.to_wkt("WKT1_GDAL"))
+
+
 def _write_layer(path: Path, name: str, table: gpd.GeoDataFrame, **options: object) -> None:
     """Write one layer with GDAL; a GeoPackage keeps the layers that it has."""
     kind = _geometry_type(table)
     names = {str(c).casefold() for c in table.columns}
     driver = DRIVERS[path.suffix.lower()]
-    if driver == "GPKG":
-        # a field of the user's may have the name that GDAL would give its own columns
-        options |= {"FID": _free("fid", names), "GEOMETRY_NAME": _free("geom", names)}
+    options |= _own_columns(driver, names)
     pyogrio.write_dataframe(
         table,
         path,
@@ -410,6 +857,13 @@ def _write_layer(path: Path, name: str, table: gpd.GeoDataFrame, **options: obje
         promote_to_multi=kind.startswith("Multi"),
         **options,
     )
+
+
+def _own_columns(driver: str, names: set[str]) -> dict[str, str]:
+    """Return the options that name GDAL's own columns: a field of the user's may be called so."""
+    if driver != "GPKG":
+        return {}
+    return {"FID": _free("fid", names), "GEOMETRY_NAME": _free("geom", names)}
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -431,7 +885,7 @@ def _scratch(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write in {path.parent} ({error}); choose another") from error
     try:
         yield folder / path.name
-    except (*_OGR_ERRORS, pyogrio.errors.FieldError, OSError, sqlite3.Error) as error:
+    except _WRITE_ERRORS as error:
         free_mb = shutil.disk_usage(path.parent).free / 1e6
         raise OutputError(
             f"writing {path} failed ({_first_line(error)}); {free_mb:,.0f} MB are free there; "
