@@ -248,7 +248,7 @@ class TileGrid:
         for axis, wanted, groups in ((self._rows, rows, n_rows), (self._cols, cols, n_cols)):
             before = self._group(wanted[0], len(axis), groups)[0] - 1
             after = self._group(wanted[-1], len(axis), groups)[-1] + 1
-            spans = []
+            spans: list[tuple[float, float]] = []
             if before >= 0:
                 # windows move on from tile to tile: the last one before reaches furthest
                 spans.append((-FAR_PX, axis[before].window_stop))

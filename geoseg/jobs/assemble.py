@@ -20,9 +20,10 @@ from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
 from geoseg.jobs.sheets import SheetJoin
 from geoseg.jobs.supertile import COARSE_PX
-from geoseg.objects.count import RegionCounter
+from geoseg.objects.count import count
 from geoseg.objects.shape import ShapeSettings
 from geoseg.outputs.tables import ObjectsWriter, iter_objects
+
 
 def _image_join(plan: RunPlan, number: int) -> ImageJoin:
     image, wanted = plan.images[number], plan.settings
@@ -68,9 +69,9 @@ def write_objects_file(
                 for table in finished_objects(image):
                     kept = table if sheets is None else sheets.apply(number, table, first)
                     first += len(table)
-                    ids = np.arange(writer.n_rows + 1, writer.n_rows + 1 + len(kept))
-                    writer.write(kept.add_column(0, "object_id", pa.array(ids, pa.int64())))
-        return writer.n_rows
+                    ids = pa.array(writer.rows + 1 + np.arange(len(kept)), pa.int64())
+                    writer.write(kept.add_column(0, "object_id", ids))
+        return writer.rows
 
 
 def _join_sheets(
@@ -144,10 +145,12 @@ def count_in_regions(
     """Count the objects of a file in the regions; say which share of each was imaged."""
     if plan.regions is None:
         return None
-    counter = RegionCounter(plan.regions, plan.crs, classes=plan.classes)
-    for chunk in iter_objects(objects):
-        counter.add(chunk)
-    return counter.result(imaged=imaged_area(plan, summaries))
+    import pandas as pd
+    from geoseg.outputs.tables import empty_objects
+
+    parts = list(iter_objects(objects))
+    table = gpd.GeoDataFrame(pd.concat(parts), crs=plan.crs) if parts else empty_objects(plan.crs)
+    return count(table, plan.regions, imaged=imaged_area(plan, summaries), classes=plan.classes)
 
 
 def imaged_area(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoSeries:

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import geopandas as gpd
+import pandas as pd
 
 import geoseg
 from geoseg.config import DetectSettings
@@ -26,7 +27,7 @@ from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, failed
 from geoseg.jobs.plan import RunPlan, counts_path, part_key, plan_run
 from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
-from geoseg.outputs.tables import write_objects, write_table
+from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
     from geoseg.models.detector import Detector
@@ -42,8 +43,8 @@ class RunResult:
     """What a run gives back."""
 
     n_objects: int
-    objects_file: Path
-    """GeoParquet; `objects` reads it."""
+    objects_file: BinaryIO
+    """GeoParquet, open: a later run in the same directory replaces the file, not this result."""
     regions: gpd.GeoDataFrame | None
     coverage: gpd.GeoDataFrame
     output: Path | None
@@ -61,7 +62,8 @@ class RunResult:
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
         """All objects, read into memory when first asked for."""
-        return gpd.read_parquet(self.objects_file)
+        parts = list(iter_objects(self.objects_file))
+        return pd.concat(parts) if parts else empty_objects(self.coverage.crs)
 
     @property
     def exit_code(self) -> int:
@@ -114,7 +116,7 @@ def run_detect(
             )
             result = RunResult(
                 n_objects=n_objects,
-                objects_file=run_dir.objects,
+                objects_file=run_dir.objects.open("rb"),
                 regions=regions,
                 coverage=coverage,
                 output=settings.output,
@@ -126,9 +128,6 @@ def run_detect(
                 notes=_notes(plan, n_objects, summaries),
             )
             run_dir.write_manifest(_manifest(plan, result, summaries, ran - begun))
-            if result.run_dir is None:
-                # the file goes with the scratch folder
-                _ = result.objects
     return result
 
 
@@ -243,9 +242,7 @@ def _write(
     write_objects(output, objects, others, overwrite=overwrite, metadata=metadata)
 
 
-def _notes(
-    plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]
-) -> tuple[str, ...]:
+def _notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
     notes = []
     if saturated := sum(len(s.saturated) for s in summaries):
         notes.append(f"{saturated} tile(s) reached the detector's cap and were run in quarters")

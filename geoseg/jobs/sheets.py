@@ -104,7 +104,9 @@ class SheetJoin:
                     tables.append(pa.ipc.open_stream(file).read_all())
             if not tables:
                 continue
-            table = pa.concat_tables(tables).sort_by([("sheet", "ascending"), ("place", "ascending")])
+            table = pa.concat_tables(tables).sort_by(
+                [("sheet", "ascending"), ("place", "ascending")]
+            )
             polygons = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
             last = number == len(self._edges)
             end = np.inf if last else self._edges[number]

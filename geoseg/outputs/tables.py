@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import geopandas as gpd
 import numpy as np
@@ -406,12 +406,12 @@ class ObjectsWriter:
         )
 
 
-def iter_objects(path: str | Path, rows: int = GROUP_ROWS) -> Iterator[gpd.GeoDataFrame]:
+def iter_objects(path: str | Path | BinaryIO, rows: int = GROUP_ROWS) -> Iterator[gpd.GeoDataFrame]:
     """Read a file of :class:`ObjectsWriter` back in order, a part at a time.
 
     Parameters
     ----------
-    path : str or Path
+    path : str or Path or binary file
         The file.
     rows : int
         Rows of a part at most; memory is that of a part and of a row group.
@@ -674,7 +674,7 @@ def _geometries(table: pa.Table) -> npt.NDArray[np.object_]:
     return np.asarray(shapely.from_wkb(wkb), dtype=object)
 
 
-def _open_objects(path: str | Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
+def _open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, dict[str, Any]]:
     """Open a file of objects; return also what it says of its geometry."""
     try:
         file = pq.ParquetFile(path)
