@@ -246,6 +246,82 @@ def test_pool_is_the_evaluation_of_all_sites_together():
         pool([])
 
 
+def test_bands_and_interiors_by_hand():
+    # truth: squares 0-9, of which 0-4 lie in a band; objects: see ten_buildings
+    objects, truth = ten_buildings()
+    objects.loc[9, "geometry"] = box(60, 0, 6, 6)  # a piece of square 3, left over
+    objects.loc[9, "score"] = 0.5
+    truth_band = np.arange(10) < 5
+    object_band = (
+        shapely.get_coordinates(shapely.point_on_surface(objects.geometry))[:, 0] < X0 + 95
+    )
+    got = evaluate(objects, truth, in_band=(object_band, truth_band))
+    # five squares found, square 0 once more and the piece of square 3
+    assert got.bands.to_dict() == {
+        "n_objects": 7,
+        "matched_objects": 5,
+        "n_truth": 5,
+        "found_truth": 5,
+        "duplicates": 2,
+        "precision": 5 / 7,
+        "recall": 1.0,
+        "f1": pytest.approx(10 / 12),
+        "duplicate_rate": 2 / 7,
+    }
+    # square 5 found, 6 off by too much (on a free square: no duplicate), one far away
+    figures = got.interiors
+    assert (figures.n_objects, figures.matched_objects, figures.duplicates) == (3, 1, 0)
+    assert (figures.n_truth, figures.found_truth) == (5, 1)
+    assert figures.f1 == pytest.approx(2 * (1 / 3) * (1 / 5) / (1 / 3 + 1 / 5))
+    assert json.loads(json.dumps(got.to_dict()))["bands"]["duplicates"] == 2
+
+
+def test_bands_change_nothing_else_and_need_not_be_asked_for():
+    objects, truth = random_case(5)
+    plain = evaluate(objects, truth, min_score=0.3)
+    split = evaluate(objects, truth, min_score=0.3, in_band=(objects.index < 9, truth.index < 9))
+    assert plain.bands is None
+    assert plain.interiors is None
+    assert {"bands", "interiors"}.isdisjoint(plain.to_dict())
+    figures = split.to_dict()
+    assert {k: v for k, v in figures.items() if k not in ("bands", "interiors")} == plain.to_dict()
+    both = split.bands + split.interiors
+    assert both.n_objects == plain.n_objects
+    assert both.n_truth == plain.n_truth
+    assert both.matched_objects == both.found_truth == plain.tp
+    assert (both.precision, both.recall) == (plain.precision, plain.recall)
+    assert both.f1 == pytest.approx(plain.f1)
+    assert 0 < both.duplicates <= plain.fp
+
+
+def test_bands_follow_the_rows_through_an_aoi_and_an_index_of_its_own():
+    objects, truth = ten_buildings()
+    aoi = table([box(-5, -5, 80, 100)])  # squares 0 to 3
+    objects = objects.set_index(np.arange(9) * 10 + 3)
+    got = evaluate(objects, truth, aoi=aoi, in_band=(np.ones(9, bool), np.arange(10) < 2))
+    assert (got.bands.n_objects, got.bands.matched_objects, got.bands.duplicates) == (5, 4, 1)
+    assert (got.bands.n_truth, got.interiors.n_truth, got.interiors.found_truth) == (2, 2, 2)
+    assert math.isnan(got.interiors.precision)
+    assert math.isnan(got.interiors.f1)
+    assert got.interiors.to_dict()["f1"] is None
+
+
+def test_bands_are_pooled_where_all_have_them():
+    objects, truth = random_case(3)
+    in_band = (np.arange(len(objects)) % 2 == 0, np.arange(len(truth)) % 2 == 0)
+    one = evaluate(objects, truth, in_band=in_band)
+    pooled = pool([one, one])
+    assert pooled.bands == one.bands + one.bands
+    assert pooled.interiors.n_objects == 2 * one.interiors.n_objects
+    assert pool([one, evaluate(objects, truth)]).bands is None
+
+
+def test_bands_of_another_length_are_refused():
+    objects, truth = ten_buildings()
+    with pytest.raises(ConfigError, match="in_band has 9 and 9 entries but there are 9 objects"):
+        evaluate(objects, truth, in_band=(np.ones(9, bool), np.ones(9, bool)))
+
+
 def random_case(seed, n=25):
     """Crowded squares, some jittered, some doubled, some made up, with many distinct scores."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import geopandas as gpd
@@ -27,6 +27,57 @@ AP_THRESHOLDS = tuple(np.round(np.arange(0.5, 1.0, 0.05), 2).tolist())
 INSIDE_SHARE = 0.5
 """A polygon counts where at least this share of its area lies inside the AOI."""
 _RECALL_POINTS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceFigures:
+    """How well objects match truth in one kind of place: bands several tiles saw, or interiors.
+
+    An object counts where it lies itself, and so does a true one: of a match across the border of a
+    band each side counts on its own ground.
+    """
+
+    n_objects: int
+    """Objects in such places."""
+    matched_objects: int
+    """Of these, matched to a true one."""
+    n_truth: int
+    """True objects in such places."""
+    found_truth: int
+    """Of these, matched to an object."""
+    duplicates: int
+    """Objects without a match of which at least half lies on a true one that another object is
+    matched to: the same thing twice, or a piece left over."""
+
+    @property
+    def precision(self) -> float:
+        """Share of the objects that are matched; NaN without objects."""
+        return _ratio(self.matched_objects, self.n_objects)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true objects that are found; NaN without truth."""
+        return _ratio(self.found_truth, self.n_truth)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the two; NaN where one of them is."""
+        both = self.precision + self.recall
+        return 2 * self.precision * self.recall / both if both else 0.0
+
+    @property
+    def duplicate_rate(self) -> float:
+        """Share of the objects that are duplicates; NaN without objects."""
+        return _ratio(self.duplicates, self.n_objects)
+
+    def __add__(self, other: PlaceFigures) -> PlaceFigures:
+        return PlaceFigures(*(getattr(self, k) + getattr(other, k) for k in self.__slots__))
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return counts and ratios, ready for JSON: NaN is None."""
+        ratios = ("precision", "recall", "f1", "duplicate_rate")
+        values = {name: getattr(self, name) for name in (*self.__slots__, *ratios)}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,15 +119,24 @@ class Evaluation:
     ``iou_threshold``) and ``hit_50`` to ``hit_95``. What :func:`pool` needs."""
     truth_classes: pd.Series = field(repr=False)
     """Class of each true object; all the same where classes are not compared."""
+    bands: PlaceFigures | None = None
+    """Where two or more tiles looked; None unless asked for with ``in_band``."""
+    interiors: PlaceFigures | None = None
+    """Where one tile looked; as ``bands``."""
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Return the figures, ready for JSON: NaN is None."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures, ready for JSON: NaN is None; bands and interiors if asked for."""
         names = [name for name in self.__slots__ if not isinstance(getattr(self, name), _TABLES)]
-        values = {name: getattr(self, name) for name in names}
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+        values = {name: getattr(self, name) for name in names if name not in _PLACES}
+        figures: dict[str, Any] = {
+            k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
+        }
+        places = {name: getattr(self, name) for name in _PLACES}
+        return figures | {k: v.to_dict() for k, v in places.items() if v is not None}
 
 
 _TABLES = (pd.DataFrame, pd.Series)
+_PLACES = ("bands", "interiors")
 
 
 def evaluate(
@@ -87,6 +147,7 @@ def evaluate(
     iou_threshold: float = 0.5,
     min_score: float | None = None,
     by_class: bool = False,
+    in_band: tuple[BoolArray, BoolArray] | None = None,
 ) -> Evaluation:
     """Match objects with truth one to one and measure how well they agree.
 
@@ -110,6 +171,10 @@ def evaluate(
     by_class : bool
         Match only within a class (column ``class`` of both); AP is then the mean over the
         classes of the truth. Otherwise all classes are one.
+    in_band : (ndarray of bool, ndarray of bool), optional
+        For each row of ``objects`` and of ``truth`` whether it lies where two or more tiles
+        looked (`geoseg.objects.seams.in_bands` of its representative point in grid px): then
+        ``bands`` and ``interiors`` tell them apart.
 
     Returns
     -------
@@ -121,13 +186,15 @@ def evaluate(
     RegionError
         If a table has no CRS.
     ConfigError
-        If the threshold is out of range, or a class is asked for and missing.
+        If the threshold is out of range, a class is asked for and missing, or ``in_band`` has
+        another length than its table.
 
     References
     ----------
     Lin et al., Microsoft COCO, doi:10.1007/978-3-319-10602-1_48 (AP at 101 recall points).
     """
     _check(objects, truth, aoi, iou_threshold, by_class=by_class)
+    _check_bands(objects, truth, in_band)
     found, true, found_rows, true_rows = _in_aoi(objects, truth, aoi)
     scores = _scores(objects)[found_rows]
     order = np.argsort(-scores, kind="stable")
@@ -153,9 +220,63 @@ def evaluate(
             "iou": iou[used],
         }
     )
-    return _summarize(
+    whole = _summarize(
         pd.DataFrame(ranking), pd.Series(true_classes), matches, iou_threshold, min_score
     )
+    if in_band is None:
+        return whole
+    kept = scores >= (-np.inf if min_score is None else min_score)
+    double = _doubles(pairs, partner, kept, found, true)
+    bands = np.asarray(in_band[0], bool)[found_rows], np.asarray(in_band[1], bool)[true_rows]
+    hit = np.isin(np.arange(len(true)), partner[used])
+    places = [
+        _place_figures(used[objects_in & kept], double[objects_in & kept], hit[truth_in])
+        for objects_in, truth_in in (bands, (~bands[0], ~bands[1]))
+    ]
+    return replace(whole, bands=places[0], interiors=places[1])
+
+
+def _doubles(
+    pairs: npt.NDArray[np.void],
+    partner: IntArray,
+    kept: BoolArray,
+    found: GeometryArray,
+    true: GeometryArray,
+) -> BoolArray:
+    """Mark unmatched objects of which half lies on a true one that another object has."""
+    taken = np.zeros(len(true), bool)
+    taken[partner[kept & (partner >= 0)]] = True
+    row, column, iou = pairs["object"], pairs["truth"], pairs["iou"]
+    area = shapely.area(found)[row]
+    common = iou / (1 + iou) * (area + shapely.area(true)[column])
+    on_taken = taken[column] & (common >= INSIDE_SHARE * area * (1 - 1e-9))
+    double = np.zeros(len(found), bool)
+    double[row[on_taken]] = True
+    return double & (partner < 0)
+
+
+def _place_figures(matched: BoolArray, double: BoolArray, hit: BoolArray) -> PlaceFigures:
+    """Count the objects and true ones of one kind of place."""
+    return PlaceFigures(
+        n_objects=len(matched),
+        matched_objects=int(np.count_nonzero(matched)),
+        n_truth=len(hit),
+        found_truth=int(np.count_nonzero(hit)),
+        duplicates=int(np.count_nonzero(double)),
+    )
+
+
+def _check_bands(
+    objects: gpd.GeoDataFrame,
+    truth: gpd.GeoDataFrame,
+    in_band: tuple[BoolArray, BoolArray] | None,
+) -> None:
+    """Refuse bands that do not fit the tables."""
+    if in_band is not None and tuple(map(len, in_band)) != (len(objects), len(truth)):
+        raise ConfigError(
+            f"in_band has {' and '.join(str(len(b)) for b in in_band)} entries but there are "
+            f"{len(objects)} objects and {len(truth)} true ones; give one per row of each table"
+        )
 
 
 def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -170,7 +291,8 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     -------
     Evaluation
         Figures over all objects and true objects together; each table has a column ``site``,
-        the place in ``evaluations``, but ``truth_classes``.
+        the place in ``evaluations``, but ``truth_classes``. Bands and interiors are told apart
+        if they are in all of them.
 
     Raises
     ------
@@ -185,13 +307,19 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     ranking = pd.concat([e.ranking.assign(site=i) for i, e in enumerate(evaluations)])
     ranking = ranking.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     matches = pd.concat([e.matches.assign(site=i) for i, e in enumerate(evaluations)])
-    return _summarize(
+    whole = _summarize(
         ranking,
         pd.concat([e.truth_classes for e in evaluations], ignore_index=True),
         matches.reset_index(drop=True),
         evaluations[0].iou_threshold,
         evaluations[0].min_score,
     )
+    bands = [e.bands for e in evaluations if e.bands is not None]
+    interiors = [e.interiors for e in evaluations if e.interiors is not None]
+    if not len(bands) == len(interiors) == len(evaluations):
+        return whole
+    none = PlaceFigures(0, 0, 0, 0, 0)
+    return replace(whole, bands=sum(bands, start=none), interiors=sum(interiors, start=none))
 
 
 def threshold_curve(

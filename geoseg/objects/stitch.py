@@ -26,6 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geoseg.errors import ConfigError, TileError
+from geoseg.objects.seams import SeamCounts, bin_distances, bin_sizes
 from geoseg.records import BoolArray, DoubleArray, Fragments, GeometryArray, IntArray, Objects, Tile
 
 LINK_SHARE = 0.1
@@ -96,10 +97,77 @@ def stitch(
     TileError
         If ``fragments.tiles`` points outside ``tiles``.
     """
+    _check_thresholds(iou_threshold, ios_threshold)
+    scene = _lay_out(fragments, tiles)
+    links, alive = _agreeing(scene, iou_threshold, class_agnostic=class_agnostic)
+    return _solve(scene, links, alive, iou_threshold, ios_threshold)
+
+
+def stitch_counted(
+    fragments: Fragments,
+    tiles: Sequence[Tile],
+    *,
+    iou_threshold: float = 0.5,
+    ios_threshold: float = 0.5,
+    class_agnostic: bool = False,
+) -> tuple[Objects, SeamCounts]:
+    """Stitch, and count how tiles agree where two of them looked.
+
+    A trial is a fragment away from the cut sides of its own window (by more than `MARGIN_PX`) that
+    lies whole in the window of another tile; a hit if that tile shows it too: a fragment of the
+    same class with IoU >= ``iou_threshold`` in the area both cover. Duplicates inside a tile
+    count once. Counts of the settled fragments of every supertile and of all the rest together
+    (see `split_settled`) add up to the counts of all at once.
+
+    Parameters
+    ----------
+    fragments, iou_threshold, ios_threshold, class_agnostic
+        As in `stitch`.
+    tiles : sequence of Tile
+        What ``fragments.tiles`` indexes, and all other tiles that were looked at whose windows
+        hold any of the fragments: a tile that shows nothing there counts. One listed twice counts
+        once.
+
+    Returns
+    -------
+    objects : Objects
+        What `stitch` returns.
+    counts : SeamCounts
+        To be added to those of other parts; see `geoseg.objects.seams.seam_report`.
+
+    Raises
+    ------
+    ConfigError, TileError
+        As `stitch`.
+    """
+    _check_thresholds(iou_threshold, ios_threshold)
+    scene = _lay_out(fragments, tiles)
+    links, alive = _agreeing(scene, iou_threshold, class_agnostic=class_agnostic)
+    objects = _solve(scene, links, alive, iou_threshold, ios_threshold)
+    trials, hits = _agreement(scene, links, alive, tiles, iou_threshold)
+    counts = SeamCounts(
+        fragments=len(fragments),
+        objects=len(objects),
+        joined=int(np.count_nonzero(objects.n_parts > 1)),
+        incomplete=int(np.count_nonzero(~objects.complete)),
+        trials=trials,
+        hits=hits,
+        sizes=bin_sizes(shapely.bounds(objects.polygons).reshape(-1, 4)),
+    )
+    return objects, counts
+
+
+def _check_thresholds(iou_threshold: float, ios_threshold: float) -> None:
+    """Refuse thresholds out of range."""
     for name, value in (("iou_threshold", iou_threshold), ("ios_threshold", ios_threshold)):
         if not LINK_SHARE < value <= 1:
             raise ConfigError(f"{name} is {value}; expected {LINK_SHARE} < {name} <= 1")
-    scene = _lay_out(fragments, tiles)
+
+
+def _agreeing(
+    scene: _Scene, iou_threshold: float, *, class_agnostic: bool
+) -> tuple[_Links, BoolArray]:
+    """Link fragments and suppress duplicates inside a tile; return links and who is left."""
     links = _link(scene, class_agnostic=class_agnostic)
     inside = links.take(links.same_tile)
     alive = _suppress(
@@ -107,12 +175,66 @@ def stitch(
         inside.b[inside.iou >= iou_threshold],
         _rank(-scene.fragments.scores.astype(np.float64), -scene.area),
     )
-    links = links.take(alive[links.a] & alive[links.b])
+    return links.take(alive[links.a] & alive[links.b]), alive
+
+
+def _solve(
+    scene: _Scene, links: _Links, alive: BoolArray, iou_threshold: float, ios_threshold: float
+) -> Objects:
+    """Make objects of linked fragments."""
     component = _components(scene, links, alive, iou_threshold, ios_threshold)
     whole = _whole_members(scene, links, component, alive)
     candidates = _assemble(scene, component, whole, alive)
     keep = _drop_leftovers(candidates, links, component, iou_threshold)
     return candidates.objects.take(_in_order(candidates, keep))
+
+
+def _agreement(
+    scene: _Scene, links: _Links, alive: BoolArray, tiles: Sequence[Tile], iou_threshold: float
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Count what fragments deep in their windows show to other tiles, and what of it those show.
+
+    Both by distance to the other tile's nearest side that a tile continues.
+    """
+    windows = _window_bounds([t.window for t in tiles])
+    cores = _window_bounds([t.core for t in tiles])
+    looks, look = np.unique(np.concatenate([windows, cores], axis=1), axis=0, return_inverse=True)
+    # ^ a tile that several parts bring along is one
+    window, core, look = looks[:, :4], looks[:, 4:], look.reshape(-1)
+    rows = np.flatnonzero(alive & ~scene.near_cut)
+    shower, looker = _shown_to(scene.bounds[rows], look[scene.fragments.tiles[rows]], window)
+    shower = rows[shower]
+    bounds, other = scene.bounds[shower], window[looker]
+    gaps = np.concatenate([bounds[:, :2] - other[:, :2], other[:, 2:] - bounds[:, 2:]], axis=1)
+    distance = np.where((core == window)[looker], np.inf, gaps).min(axis=1, initial=np.inf)
+    labels = scene.fragments.labels
+    same = links.take((links.iou >= iou_threshold) & (labels[links.a] == labels[links.b]))
+    source = np.concatenate([same.a, same.b])
+    partner = np.concatenate([same.b, same.a])
+    shown = source * len(looks) + look[scene.fragments.tiles[partner]]
+    hit = np.isin(shower * len(looks) + looker, shown)
+    return bin_distances(distance), bin_distances(distance[hit])
+
+
+def _shown_to(bounds: DoubleArray, own: IntArray, window: DoubleArray) -> tuple[IntArray, IntArray]:
+    """Return the rows of bounds that lie in another window than their own, and that window."""
+    tile, near = shapely.STRtree(shapely.box(*window.T)).query(shapely.box(*window.T))
+    tile, near = tile[tile != near], near[tile != near]
+    order = np.argsort(tile, kind="stable")
+    near = near[order].astype(np.int64)
+    count = np.bincount(tile, minlength=len(window))
+    first = np.cumsum(count) - count
+    found: list[tuple[IntArray, IntArray]] = []
+    rows = np.arange(len(bounds))
+    # the k-th neighbour of everyone's window at once: memory stays that of one column
+    for k in range(count.max(initial=0)):
+        rows = rows[count[own[rows]] > k]
+        looker = near[first[own[rows]] + k]
+        inside = _within(bounds[rows], window[looker])
+        found.append((rows[inside], looker[inside]))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
 
 def interaction_components(

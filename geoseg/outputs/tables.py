@@ -632,7 +632,7 @@ def _for_style(table: gpd.GeoDataFrame | Path) -> gpd.GeoDataFrame:
     if not isinstance(table, Path):
         return table
     found: dict[str, None] = {}
-    with pq.ParquetFile(table, read_dictionary=["class"]) as file:
+    with pq.ParquetFile(table, read_dictionary=["class"], pre_buffer=False) as file:
         for batch in file.iter_batches(1_000_000, columns=["class"]):
             found |= dict.fromkeys(pc.unique(batch["class"]).to_pylist())
     return gpd.GeoDataFrame({"class": list(found)})
@@ -677,7 +677,8 @@ def _geometries(table: pa.Table) -> npt.NDArray[np.object_]:
 def _open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, dict[str, Any]]:
     """Open a file of objects; return also what it says of its geometry."""
     try:
-        file = pq.ParquetFile(path)
+        # buffered ahead, the whole file would be in memory at its end
+        file = pq.ParquetFile(path, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
             f"objects file {path} cannot be read ({_first_line(error)}); run the job again"
