@@ -211,3 +211,9 @@ def test_nothing_there_gives_nothing(tmp_path):
     image = image_join(grid_of(400), ShapeSettings())
     done = join.join_parts([image], {(0, (0, 0)): part}, tmp_path, Workers(1))[0]
     assert list(join.finished_objects(done)) == []
+
+
+def test_workers_can_be_started_again_in_one_process():
+    for _ in range(2):
+        with Workers(2) as pool:
+            assert sorted(outcome for _, outcome in pool.run(abs, [-3, 1, 2])) == [1, 2, 3]

@@ -21,6 +21,7 @@ from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
 from geoseg.jobs.sheets import SheetJoin
 from geoseg.jobs.supertile import COARSE_PX
 from geoseg.objects.count import count
+from geoseg.objects.seams import SeamCounts, SeamReport, band_share, seam_report
 from geoseg.objects.shape import ShapeSettings
 from geoseg.outputs.tables import ObjectsWriter, iter_objects
 
@@ -52,8 +53,16 @@ def _image_join(plan: RunPlan, number: int) -> ImageJoin:
 
 def write_objects_file(
     plan: RunPlan, run_dir: RunDirectory, summaries: Sequence[PartSummary], workers: Workers
-) -> int:
-    """Join all parts into the run's objects file, in its fixed order; returns their number."""
+) -> tuple[int, SeamCounts]:
+    """Join all parts into the run's objects file, in its fixed order.
+
+    Returns
+    -------
+    n_objects : int
+        Rows of the file.
+    seams : SeamCounts
+        Of what the joins did; those of the parts come on top.
+    """
     with run_dir.joining():
         parts = {
             (s.image, s.index): run_dir.part(part_key(plan, s.image, s.index))
@@ -71,7 +80,19 @@ def write_objects_file(
                     first += len(table)
                     ids = pa.array(writer.rows + 1 + np.arange(len(kept)), pa.int64())
                     writer.write(kept.add_column(0, "object_id", ids))
-        return writer.rows
+        seams = SeamCounts.total([summary.seams for image in joined for _, summary in image])
+        return writer.rows, seams
+
+
+def seams_of(plan: RunPlan, counts: SeamCounts) -> SeamReport:
+    """Return what a run tells about its seams."""
+    areas = [image.tiles.height * image.tiles.width for image in plan.images]
+    shares = [
+        band_share(*image.tiles.window_spans(), image.tiles.height, image.tiles.width)
+        for image in plan.images
+    ]
+    share = float(np.average(shares, weights=areas))
+    return seam_report(counts, overlap_px=plan.images[0].tiles.overlap, band_share=share)
 
 
 def _join_sheets(
@@ -146,6 +167,7 @@ def count_in_regions(
     if plan.regions is None:
         return None
     import pandas as pd
+
     from geoseg.outputs.tables import empty_objects
 
     parts = list(iter_objects(objects))

@@ -106,8 +106,6 @@ _DASK: dict[str, Any] = {
     # a driver that was killed must leave no process behind
     "distributed.scheduler.preload": [lifeline.__name__],
     "distributed.nanny.preload": [lifeline.__name__],
-    # what goes wrong comes back as an exception
-    "logging.distributed": "error",
 }
 
 
@@ -116,11 +114,13 @@ def _cluster(workers: int) -> Iterator[Any]:
     """Start a scheduler and workers on this machine; yields a client."""
     import dask
 
-    with dask.config.set(_DASK), _inherited(dask.config.serialize(dask.config.global_config)):
-        # distributed sets up its log when it is first imported
+    # distributed sets up its log when it is first imported; what goes wrong comes back as an
+    # exception. Its defaults must be there before ours: leaving `set` takes out what it brought in
+    with dask.config.set({"logging.distributed": "error"}):
         from dask.distributed import Client
         from distributed.deploy.subprocess import SubprocessCluster
-
+    settings = _DASK | {"logging.distributed": "error"}
+    with dask.config.set(settings), _inherited(dask.config.serialize(dask.config.global_config)):
         with (
             # workers of their own process image: a script that calls geoseg.detect needs no
             # __main__ guard, and nothing listens beyond this machine

@@ -32,7 +32,8 @@ from geoseg.errors import OutputError
 from geoseg.imagery.georef import geodesic_area_perimeter, polygons_to_crs, reproject_polygons
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs.executor import Workers
-from geoseg.jobs.parts import Part, PartSummary, read_part, write_part
+from geoseg.jobs.parts import Part, PartSummary, read_part, tiles_around, write_part
+from geoseg.objects.seams import SeamCounts, count_duplicates, in_bands
 from geoseg.objects.shape import (
     ShapeSettings,
     fit_shapes,
@@ -40,8 +41,8 @@ from geoseg.objects.shape import (
     largest_polygon,
     undecided_shapes,
 )
-from geoseg.objects.stitch import split_settled, stitch
-from geoseg.records import Fragments, GeometryArray, Objects, Tile
+from geoseg.objects.stitch import split_settled, stitch_counted
+from geoseg.records import DoubleArray, Fragments, GeometryArray, Objects, Tile
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,8 @@ class JoinSummary:
     """Finished objects."""
     left_open: bool
     """Whether anything goes on to the level above."""
+    seams: SeamCounts
+    """How tiles agreed on what was stitched here, and duplicates among what was finished."""
     peak_mb: float
     """Largest resident memory of the process so far."""
 
@@ -137,14 +140,16 @@ def run_join(task: JoinTask) -> JoinSummary:
     if task.level or not len(foreign):
         # a leaf's own fragments were parted by the task that found them
         settled = split_settled(fragments, tiles, foreign, class_agnostic=image.class_agnostic)
-    stitched = stitch(fragments.take(settled), tiles, class_agnostic=image.class_agnostic)
-    waiting = fragments.take(~settled)
+    stitched, seams = stitch_counted(
+        fragments.take(settled), tiles, class_agnostic=image.class_agnostic
+    )
+    waiting, tiles = tiles_around(fragments.take(~settled), tiles)
     objects = _inside(image, Objects.concatenate([*(p.settled for p in parts), stitched]))
     formed, keep = form_shapes(objects.polygons, image.shape, gsd_m=image.gsd_m)
     objects, formed = objects.take(keep), formed[keep]
     open_ground = np.concatenate([foreign, shapely.bounds(waiting.polygons).reshape(-1, 4)])
     undecided = undecided_shapes(formed, open_ground, image.shape)
-    table = _table(image, objects.take(~undecided), formed[~undecided])
+    table, duplicates = _table(image, objects.take(~undecided), formed[~undecided])
     squares = _write_squares(task.finished, table)
     left = Part(
         PartSummary(image.number, task.index, "done"), objects.take(undecided), waiting, tiles
@@ -156,7 +161,7 @@ def run_join(task: JoinTask) -> JoinSummary:
         for path in task.inputs:
             path.unlink()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return JoinSummary(squares, len(table), left_open, round(peak_mb, 1))
+    return JoinSummary(squares, len(table), left_open, seams + duplicates, round(peak_mb, 1))
 
 
 def _together(parts: Sequence[Part]) -> tuple[Fragments, tuple[Tile, ...]]:
@@ -178,7 +183,9 @@ def _inside(image: ImageJoin, objects: Objects) -> Objects:
     return objects.take(shapely.intersects(aoi, shapely.point_on_surface(objects.polygons)))
 
 
-def _table(image: ImageJoin, objects: Objects, formed: GeometryArray) -> pa.Table:
+def _table(
+    image: ImageJoin, objects: Objects, formed: GeometryArray
+) -> tuple[pa.Table, SeamCounts]:
     """Finish outlines and put objects on the earth: all columns but the number, and sort keys.
 
     The uid and the place in the order come from the outline as found: they must not change with
@@ -188,14 +195,18 @@ def _table(image: ImageJoin, objects: Objects, formed: GeometryArray) -> pa.Tabl
         formed, objects.scores, objects.labels, image.shape, gsd_m=image.gsd_m
     )
     polygons, objects = polygons[keep], objects.take(keep)
-    x, y = shapely.get_coordinates(shapely.centroid(objects.polygons)).T.round(2)
+    centres = shapely.get_coordinates(shapely.centroid(objects.polygons))
+    duplicates = count_duplicates(
+        polygons, objects.labels, in_bands(centres, *image.grid.window_spans())
+    )
+    x, y = centres.T.round(2)
     size = shapely.area(objects.polygons)
     placed = polygons_to_crs(polygons, image.transform)
     area, perimeter = geodesic_area_perimeter(placed, image.crs_wkt)
     if image.output_wkt:
         placed = reproject_polygons(placed, image.crs_wkt, image.output_wkt)
     names = np.array(image.classes, dtype=object)
-    return pa.table(
+    table = pa.table(
         {
             "square_row": (y // BLOCK_PX).astype(np.int64),
             "square_col": (x // BLOCK_PX).astype(np.int64),
@@ -203,7 +214,7 @@ def _table(image: ImageJoin, objects: Objects, formed: GeometryArray) -> pa.Tabl
             "x": x,
             "label": objects.labels,
             "area": size,
-            "uid": _uids(image, objects),
+            "uid": _uids(image, objects, centres),
             "class": pa.array(names[objects.labels], pa.string()),
             "score": objects.scores.astype(np.float64).round(6),
             "area_m2": area.round(3),
@@ -214,17 +225,17 @@ def _table(image: ImageJoin, objects: Objects, formed: GeometryArray) -> pa.Tabl
             "geometry": pa.array(shapely.to_wkb(largest_polygon(placed)), pa.binary()),
         }
     )
+    return table, duplicates
 
 
-def _uids(image: ImageJoin, objects: Objects) -> pa.Array:
+def _uids(image: ImageJoin, objects: Objects, centres: DoubleArray) -> pa.Array:
     """Return names made of image, class, place and size: the same in every run."""
-    places = shapely.get_coordinates(shapely.centroid(objects.polygons))
     heads = [f"{image.fingerprint}|{name}|" for name in image.classes]
     texts = [
         f"{heads[label]}{x:.1f}|{y:.1f}|{area:.0f}"
         for label, (x, y), area in zip(
             objects.labels.tolist(),
-            places.tolist(),
+            centres.tolist(),
             shapely.area(objects.polygons).tolist(),
             strict=True,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import shapely
 from rasterio.windows import Window
 
+from geoseg.objects.seams import SeamCounts
 from geoseg.records import Fragments, Objects, Tile
 
 _GEO = json.dumps(
@@ -60,6 +62,8 @@ class PartSummary:
     """WKT of the valid area inside the core, grid px, on a coarse raster; empty: none."""
     reason: str = ""
     """Why it failed."""
+    seams: SeamCounts = field(default_factory=SeamCounts)
+    """How tiles agreed where two of them looked, of what is settled here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +76,22 @@ class Part:
     waiting: Fragments
     """Fragments that other supertiles may have seen too."""
     tiles: tuple[Tile, ...]
-    """What ``waiting.tiles`` indexes: tiles, or quarters of saturated ones."""
+    """What ``waiting.tiles`` indexes, and others that looked there: tiles, or quarters of them."""
+
+
+def tiles_around(fragments: Fragments, tiles: Sequence[Tile]) -> tuple[Fragments, tuple[Tile, ...]]:
+    """Leave out the tiles that saw nothing of the ground of any fragment; renumber the others."""
+    if len(fragments) == 0:
+        return fragments, ()
+    windows = np.array([tile.window.flatten() for tile in tiles], np.float64)
+    windows[:, 2:] += windows[:, :2]
+    tree = shapely.STRtree(shapely.box(*windows.T))
+    near = np.unique(tree.query(shapely.box(*shapely.bounds(fragments.polygons).T))[1])
+    kept = np.union1d(near, fragments.tiles)
+    return (
+        replace(fragments, tiles=np.searchsorted(kept, fragments.tiles)),
+        tuple(tiles[i] for i in kept),
+    )
 
 
 def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
@@ -83,7 +102,6 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
     settled, waiting = part.settled, part.waiting
     n, m = len(settled), len(waiting)
     none = np.zeros(m, np.int64)
-    used, tile = np.unique(waiting.tiles, return_inverse=True)
     columns: dict[str, Any] = {
         "settled": np.repeat([True, False], [n, m]),
         "score": np.concatenate([settled.scores, waiting.scores]).astype(np.float32),
@@ -91,14 +109,14 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
         "n_parts": np.concatenate([settled.n_parts, none]).astype(np.int64),
         "complete": np.concatenate([settled.complete, ~waiting.cut]).astype(bool),
         "at_edge": np.concatenate([settled.touches_edge, waiting.at_edge]).astype(bool),
-        "tile": np.concatenate([np.zeros(n, np.int64), tile.reshape(-1)]),
+        "tile": np.concatenate([np.zeros(n, np.int64), waiting.tiles]),
         "geometry": shapely.to_wkb(np.concatenate([settled.polygons, waiting.polygons])),
     }
     table = pa.table(columns).replace_schema_metadata(
         {
             b"geo": _GEO,
             b"geoseg": json.dumps(asdict(part.summary)).encode(),
-            b"tiles": json.dumps([_tile_to_json(part.tiles[i]) for i in used]).encode(),
+            b"tiles": json.dumps([_tile_to_json(tile) for tile in part.tiles]).encode(),
         }
     )
     private = path.with_name(f".{path.name}.{os.getpid()}")
@@ -128,6 +146,7 @@ def read_summary(path: Path) -> PartSummary:
     values = json.loads(pq.read_schema(path).metadata[b"geoseg"])
     values["index"] = tuple(values["index"])
     values["saturated"] = tuple(tuple(tile) for tile in values["saturated"])
+    values["seams"] = SeamCounts.from_dict(values["seams"])
     return PartSummary(**values)
 
 

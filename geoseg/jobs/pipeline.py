@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,18 @@ import pandas as pd
 import geoseg
 from geoseg.config import DetectSettings
 from geoseg.errors import ModelError
-from geoseg.jobs.assemble import count_in_regions, coverage_table, write_objects_file
+from geoseg.jobs.assemble import (
+    count_in_regions,
+    coverage_table,
+    seams_of,
+    write_objects_file,
+)
 from geoseg.jobs.executor import Workers, physical_cores
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, failed
 from geoseg.jobs.plan import RunPlan, counts_path, part_key, plan_run
 from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
+from geoseg.objects.seams import SeamCounts, SeamReport
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
@@ -54,6 +60,8 @@ class RunResult:
     """How many ended in which status; they add up to all."""
     saturated: int
     """Tiles that reached a cap of the detector."""
+    seams: SeamReport
+    """Where a tile can be trusted, and whether the overlap is enough."""
     peak_mb: float
     """Largest resident memory of any process."""
     notes: tuple[str, ...] = field(default=())
@@ -102,9 +110,9 @@ def run_detect(
             run_dir.prepare(plan.key, _plain(settings))
             count, threads = _workers(plan)
             with Workers(count) as workers:
-                summaries = _run_supertiles(plan, run_dir, workers, threads, progress)
+                summaries, seams = _run_supertiles(plan, run_dir, workers, threads, progress)
                 ran = time.perf_counter()
-                n_objects = write_objects_file(plan, run_dir, summaries, workers)
+                n_objects, joined_seams = write_objects_file(plan, run_dir, summaries, workers)
             coverage = coverage_table(plan, summaries)
             regions = count_in_regions(plan, run_dir.objects, summaries)
             if settings.output is not None:
@@ -124,6 +132,7 @@ def run_detect(
                 seconds=seconds,
                 supertiles=dict(Counter(s.status for s in summaries)),
                 saturated=sum(len(s.saturated) for s in summaries),
+                seams=seams_of(plan, seams + joined_seams),
                 peak_mb=round(peak, 1),
                 notes=_notes(plan, n_objects, summaries),
             )
@@ -188,7 +197,7 @@ def _run_supertiles(
     workers: Workers,
     threads: int,
     progress: Progress | None,
-) -> list[PartSummary]:
+) -> tuple[list[PartSummary], SeamCounts]:
     """Run all supertiles; a failed one becomes a summary with its reason."""
     # what a name stands for may have changed since an earlier run in this process
     forget_detectors()
@@ -196,6 +205,7 @@ def _run_supertiles(
         "%d supertiles, %d worker(s) of %d thread(s)", plan.n_supertiles, workers.count, threads
     )
     summaries: list[PartSummary] = []
+    nothing = seams = SeamCounts.empty()
     found = 0
     for task, outcome in workers.run(run_supertile, _tasks(plan, run_dir, threads)):
         if isinstance(outcome, Exception):
@@ -208,11 +218,13 @@ def _run_supertiles(
             blank = PartSummary(task.image, task.index, "failed", tiles=n_tiles)
             summaries.append(failed(blank, str(outcome) or type(outcome).__name__))
         else:
-            summaries.append(outcome)
+            # a hundred thousand records of seams are more than their sum
+            seams += outcome.seams
+            summaries.append(replace(outcome, seams=nothing))
             found += outcome.fragments
         if progress is not None:
             progress(len(summaries), plan.n_supertiles, found)
-    return sorted(summaries, key=lambda s: (s.image, s.index))
+    return sorted(summaries, key=lambda s: (s.image, s.index)), seams
 
 
 def _write(
@@ -309,5 +321,6 @@ def _manifest(
             **{f"worker_{name}": round(value, 2) for name, value in stages.items()},
         },
         "peak_mb": result.peak_mb,
+        "seams": result.seams.to_dict(),
         "notes": list(result.notes),
     }

@@ -25,9 +25,9 @@ from geoseg.errors import TileError
 from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
-from geoseg.jobs.parts import Part, PartSummary, read_summary, write_part
+from geoseg.jobs.parts import Part, PartSummary, read_summary, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
-from geoseg.objects.stitch import split_settled, stitch
+from geoseg.objects.stitch import split_settled, stitch_counted
 from geoseg.objects.vectorize import vectorize
 from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
 
@@ -128,7 +128,10 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         foreign = task.tiles.foreign_ground(range(row, row + 1), range(col, col + 1))
         agnostic = task.class_agnostic
         settled = split_settled(fragments, found.tiles, foreign, class_agnostic=agnostic)
-        objects = stitch(fragments.take(settled), found.tiles, class_agnostic=agnostic)
+        objects, seams = stitch_counted(
+            fragments.take(settled), found.tiles, class_agnostic=agnostic
+        )
+        waiting, tiles = tiles_around(fragments.take(~settled), found.tiles)
     status = "outside" if not wanted else "nodata" if n_run == 0 else "done"
     if status == "done" and len(fragments) == 0:
         status = "empty"
@@ -145,8 +148,9 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         seconds={name: round(seconds, 3) for name, seconds in clock.items()},
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         imaged=imaged,
+        seams=seams,
     )
-    write_part(task.path, Part(summary, objects, fragments.take(~settled), tuple(found.tiles)))
+    write_part(task.path, Part(summary, objects, waiting, tiles))
     return summary
 
 

@@ -209,8 +209,7 @@ def undecided_shapes(
         (n,).
     """
     undecided = np.zeros(len(polygons), bool)
-    alone = settings.simplify_px == 0 and not settings.resolve_overlaps
-    if alone or len(open_ground) == 0 or len(polygons) == 0:
+    if len(open_ground) == 0 or len(polygons) == 0:
         return undecided
     # outlines move by about the tolerance, and what moves into a neighbour is put back with it
     reach = 2 * settings.simplify_px + NEAR_PX
