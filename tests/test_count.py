@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoseg.errors import ConfigError, RegionError
-from geoseg.objects.count import count, ellipsoid_area_m2, overlapping_pairs, polygonal
+from geoseg.objects.count import (
+    RULES,
+    RegionCounter,
+    count,
+    ellipsoid_area_m2,
+    overlapping_pairs,
+    polygonal,
+)
 
 UTM = 32645
 BOW_TIE = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
@@ -253,3 +260,175 @@ def test_property_counts_and_outside_make_all_objects(things, zones):
         if regions.geometry[i].intersection(regions.geometry[j]).area > 0
     ]
     assert overlapping_pairs(regions.geometry.to_numpy()) == pairs
+
+
+# ---------------------------------------------------------------- table by table
+
+
+def town(n=400, seed=3):
+    """Overlapping triangles of two classes around and in regions that overlap."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 120, (n, 1, 2)) + rng.uniform(-6, 6, (n, 3, 2))
+    objects = gpd.GeoDataFrame(
+        {"class": np.where(rng.random(n) < 0.3, "tree", "roof")},
+        geometry=shapely.polygons(corners),
+        crs=UTM,
+    )
+    boxes = [shapely.box(x, y, x + 45, y + 37) for x in (0, 40, 71) for y in (0, 30, 80)]
+    return objects, regions_of(*boxes, BOW_TIE, None)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("size", [1, 7, 150, 1000])
+def test_counting_in_parts_gives_the_same_numbers_to_the_last_bit(rule, size):
+    objects, regions = town()
+    imaged = shapely.box(0, 0, 60, 200)
+    whole = count(objects, regions, rule=rule, imaged=imaged)
+    counter = RegionCounter(regions, UTM, rule=rule, around=tuple(objects.total_bounds))
+    for start in range(0, len(objects), size):
+        counter.add(objects.iloc[start : start + size])
+    got = counter.result(imaged)
+    assert got.columns.tolist() == whole.columns.tolist()
+    for name in got.columns.drop("geometry"):
+        assert got[name].dtype == whole[name].dtype
+        np.testing.assert_array_equal(got[name].to_numpy(), whole[name].to_numpy())
+    assert got.attrs == whole.attrs
+    assert {"count_tree", "count_roof"} <= set(got.columns)
+    assert got.attrs["outside"] > 0
+    # to ask does not end the counting
+    counter.add(objects)
+    assert counter.result()["count"].tolist() == (2 * whole["count"]).tolist()
+
+
+def test_classes_are_those_seen_in_any_part_or_given():
+    roof, tree = (objects_at((5, 5), **{"class": [kind]}) for kind in ("roof", "tree"))
+    counter = RegionCounter(GRID, UTM)
+    assert "count_roof" not in counter.result().columns
+    counter.add(roof)
+    assert "count_roof" not in counter.result().columns
+    counter.add(tree)
+    assert counter.result()[["count_roof", "count_tree"]].iloc[0].tolist() == [1, 1]
+    # nothing found at all: the columns are still those of the model
+    empty = RegionCounter(GRID, UTM, classes=["roof", "tree"]).result()
+    assert empty[["count", "count_roof", "count_tree"]].to_numpy().tolist() == [[0, 0, 0]] * 3
+    assert empty.attrs["total"] == empty.attrs["outside"] == 0
+
+
+def test_a_part_in_another_crs_is_brought_to_the_first():
+    counter = RegionCounter(GRID, UTM)
+    counter.add(objects_at((5, 5), (15, 5)))
+    counter.add(objects_at((5, 5), (25, 5)).to_crs(4326))
+    assert counter.result()["count"].tolist() == [2, 1, 1]
+    with pytest.raises(RegionError, match="the objects have no CRS"):
+        counter.add(objects_at((5, 5), crs=None))
+
+
+def test_objects_beyond_the_bounds_that_were_told_are_refused():
+    world = regions_of(shapely.box(-180, -90, 180, 90), crs=4326)
+    counter = RegionCounter(world, UTM, around=(0, 0, 1000, 1000))
+    counter.add(objects_at((500, 500)))
+    with pytest.raises(ConfigError, match="give bounds that hold all objects"):
+        counter.add(objects_at((500, 1500)))
+    assert counter.result()["count"].tolist() == [1]
+
+
+# ---------------------------------------------------------------- regions far larger than the town
+
+EARTH_KM2 = 510_065_622
+WORLD = shapely.box(-180, -90, 180, 90)
+
+
+def village(x, y, crs, n=5):
+    return objects_at(*[(x + 30 * i, y + 20 * i) for i in range(n)], size=10, crs=crs)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "region",
+    [WORLD, shapely.box(68, 6, 98, 36), shapely.box(-180, 0, 180, 90), shapely.box(0, 0, 360, 90)],
+)
+def test_regions_as_large_as_the_earth_or_a_country_count_all(rule, region):
+    objects = village(330000, 3070000, UTM)
+    result = count(objects, regions_of(region, crs=4326), rule=rule)
+    assert result["count"].tolist() == [5]
+    assert result.attrs["outside"] == 0
+    assert result.geometry.iloc[0].equals(region)
+    area_km2 = ellipsoid_area_m2(np.array([region]), 4326)[0] / 1e6
+    assert result["density_km2"].iloc[0] == pytest.approx(5 / area_km2)
+
+
+def test_a_region_on_the_other_side_of_the_earth_counts_nothing():
+    objects = village(330000, 3070000, UTM)
+    far = regions_of(shapely.box(-100, -40, -90, -20), shapely.box(-180, -90, 80, 90), crs=4326)
+    assert count(objects, far)["count"].tolist() == [0, 0]
+
+
+def test_the_edge_of_a_large_region_still_runs_where_it_did():
+    # the meridian of 85.3 E cuts the village; the region reaches far beyond
+    at = gpd.GeoSeries.from_xy([85.2999, 85.3001], [27.7, 27.7], crs=4326).to_crs(UTM)
+    objects = objects_at(*[(p.x, p.y) for p in at])
+    regions = regions_of(
+        shapely.box(-180, -90, 85.3, 90), shapely.box(85.3, -90, 180, 90), crs=4326
+    )
+    assert count(objects, regions)["count"].tolist() == [1, 1]
+    assert count(objects, regions.iloc[1:])["count"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "crs"),
+    [
+        (829000, 8000000, 32760),  # across the antimeridian
+        (-60, -60, 3413),  # around the north pole
+        (-60, -60, 3031),  # around the south pole
+        (86.9, 27.9, 4326),
+    ],
+)
+def test_the_whole_earth_holds_objects_wherever_they_are(x, y, crs):
+    size = 1e-4 if crs == 4326 else 10
+    objects = objects_at(
+        *[(x + 4 * size * i, y + 3 * size * i) for i in range(5)], size=size, crs=crs
+    )
+    halves = regions_of(shapely.box(-180, -90, 0, 90), shapely.box(0, -90, 180, 90), crs=4326)
+    assert count(objects, regions_of(WORLD, crs=4326))["count"].tolist() == [5]
+    assert count(objects, halves)["count"].sum() == 5
+
+
+def test_degrees_that_are_metres_are_told():
+    metres = regions_of(shapely.box(330000, 3070000, 331000, 3071000), crs=4326)
+    with pytest.raises(RegionError, match="no place on earth: check that their CRS"):
+        count(village(330000, 3070000, UTM), metres)
+
+
+def test_without_objects_the_whole_earth_is_an_empty_region():
+    none = village(330000, 3070000, UTM).iloc[:0]
+    result = count(none, regions_of(WORLD, crs=4326), imaged=shapely.box(0, 0, 1000, 1000))
+    assert result["count"].tolist() == [0]
+    assert 0 < result["imaged_share"].iloc[0] < 1e-8
+
+
+def test_the_share_imaged_is_of_the_whole_region_even_beyond_the_objects():
+    objects = village(330000, 3070000, UTM)
+    # images of 20 km a side, of which the objects take a corner
+    imaged = shapely.box(330000, 3070000, 350000, 3090000)
+    inside = gpd.GeoSeries([shapely.box(332000, 3080000, 334000, 3082000)], crs=UTM).to_crs(4326)[0]
+    country = shapely.box(68, 6, 98, 36)
+    result = count(objects, regions_of(inside, country, WORLD, crs=4326), imaged=imaged)
+    km2 = ellipsoid_area_m2(np.array([imaged]), UTM)[0] / 1e6
+    area = result["region_area_km2"]
+    expected = [1, km2 / area[1], km2 / area[2]]
+    assert result["imaged_share"].to_numpy() == pytest.approx(expected, rel=1e-6)
+    assert area[2] == pytest.approx(EARTH_KM2, rel=1e-5)
+
+
+def test_areas_of_more_than_half_the_earth():
+    # a band between parallels has 2 pi R^2 (sin - sin) on the sphere of the same area
+    boxes = np.array([shapely.box(-180, -60, 180, 75), shapely.box(-100, -80, 100, 80), WORLD])
+    sphere = [
+        EARTH_KM2 * (np.sin(np.radians(75)) + np.sin(np.radians(60))) / 2,
+        EARTH_KM2 * np.sin(np.radians(80)) * 200 / 360,
+        EARTH_KM2,
+    ]
+    assert ellipsoid_area_m2(boxes, 4326) / 1e6 == pytest.approx(sphere, rel=3e-3)
+    # small, though its longitudes run from -180 to 180
+    seam = np.array([shapely.box(800000, 8000000, 850000, 8050000)])
+    assert ellipsoid_area_m2(seam, 32760)[0] == pytest.approx(2.5e9, rel=0.01)

@@ -1,16 +1,20 @@
 """Output files: complete, typed, styled, and never at the price of the old one."""
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import shapely
@@ -20,11 +24,18 @@ from geoseg.outputs import tables
 from geoseg.outputs.style import class_colours, default_styles, style_objects
 from geoseg.outputs.tables import (
     OBJECT_DTYPES,
+    OBJECT_SCHEMA,
+    ObjectsWriter,
     check_output,
+    describe_objects,
     empty_objects,
+    iter_objects,
+    objects_from_arrow,
+    objects_to_arrow,
     read_vector,
     write_counts,
     write_geopackage,
+    write_objects,
     write_table,
 )
 
@@ -349,8 +360,6 @@ def test_a_file_that_is_no_database_can_be_overwritten(tmp_path):
 
 
 def test_geoparquet_has_a_bbox_and_zstd(tmp_path):
-    import pyarrow.parquet as pq
-
     path = write_table(tmp_path / "o.parquet", some_objects())
     file = pq.ParquetFile(path)
     assert b'"version": "1.1.0"' in file.metadata.metadata[b"geo"]
@@ -509,3 +518,381 @@ def test_a_virtual_file_under_another_name_is_refused(tmp_path):
     (tmp_path / "regions.vrt").write_text((tmp_path / "regions.geojson").read_text())
     with pytest.raises(RegionError, match="virtual file"):
         read_vector(tmp_path / "regions.vrt")
+
+
+# ---------------------------------------------------------------- streams
+
+
+def many_objects(n=500, crs=UTM):
+    """Objects with holes, some of several parts, of two classes, touching the edge now and then."""
+    at = np.arange(n)
+    x, y = 500000.0 + 30 * (at % 25), 3000000.0 + 30 * (at // 25)
+    boxes = shapely.difference(
+        shapely.box(x, y, x + 20, y + 10 + at % 7), shapely.box(x + 4, y + 4, x + 6, y + 6)
+    )
+    table = gpd.GeoDataFrame(
+        {
+            "object_id": at + 1,
+            "uid": [f"{i:016x}" for i in at * 7919],
+            "class": np.where(at % 3 == 0, "tree", "häuser"),
+            "score": (0.5 + at / (2 * n)).round(6),
+            "area_m2": shapely.area(boxes).round(3),
+            "perimeter_m": shapely.length(boxes).round(3),
+            "n_parts": np.ones(n, np.int32),
+            "touches_edge": at % 50 == 0,
+            "image": np.where(at % 2 == 0, "a.tif", "b.tif"),
+        },
+        geometry=boxes,
+        crs=UTM,
+    )
+    return table.astype(OBJECT_DTYPES).to_crs(crs)
+
+
+def stream(path, table, cuts=()):
+    """Write a table as a stream of tables that end at the cuts."""
+    ends = [0, *cuts, len(table)]
+    with ObjectsWriter(path, table.crs) as writer:
+        for start, end in pairwise(ends):
+            writer.write(objects_to_arrow(table.iloc[start:end]))
+    assert writer.rows == len(table)
+    return path
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    monkeypatch.setattr(tables, "GROUP_ROWS", 64)
+
+
+def test_a_stream_comes_back_as_it_went(tmp_path, small_groups):
+    table = many_objects()
+    path = stream(tmp_path / "o.parquet", table, cuts=(1, 1, 70, 333))
+    assert only_file(tmp_path) == path
+    groups = pq.ParquetFile(path).metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [64] * 7 + [52]
+    parts = list(iter_objects(path, rows=100))
+    assert max(map(len, parts)) <= 100
+    back = pd.concat(parts)
+    pd.testing.assert_frame_equal(pd.DataFrame(back), pd.DataFrame(table), check_index_type=False)
+    assert back.crs == table.crs
+    info = describe_objects(path)
+    assert (info.rows, info.crs, info.geometry_types) == (500, table.crs, ("Polygon",))
+    assert info.bounds == tuple(table.total_bounds)
+
+
+def test_the_stream_is_geoparquet(tmp_path, small_groups):
+    table = many_objects()
+    path = stream(tmp_path / "o.parquet", table)
+    back = gpd.read_parquet(path)
+    pd.testing.assert_frame_equal(pd.DataFrame(back), pd.DataFrame(table))
+    left, bottom, _, _ = table.total_bounds
+    window = (left, bottom, left + 100, bottom + 50)
+    few = gpd.read_parquet(path, bbox=window)
+    assert (
+        few["object_id"].tolist()
+        == table.cx[window[0] : window[2], window[1] : window[3]]["object_id"].tolist()
+    )
+    file = pq.ParquetFile(path)
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+    # the box of each row, by which a reader skips row groups
+    bbox = pd.DataFrame(pq.read_table(path, columns=["bbox"])["bbox"].to_pylist())
+    np.testing.assert_array_equal(bbox.to_numpy(), table.bounds.to_numpy())
+    # the same footer as of a whole table, but for who wrote it
+    whole = write_table(tmp_path / "whole.parquet", table)
+    keys = [json.loads(pq.read_metadata(p).metadata[b"geo"]) for p in (path, whole)]
+    keys[1].pop("creator")
+    assert keys[0] == keys[1]
+
+
+def test_the_same_rows_give_the_same_bytes_however_they_come(tmp_path, small_groups):
+    table = many_objects()
+    one = stream(tmp_path / "1.parquet", table).read_bytes()
+    assert stream(tmp_path / "2.parquet", table, cuts=(3, 64, 65, 200, 499)).read_bytes() == one
+    assert stream(tmp_path / "3.parquet", table.iloc[::-1]).read_bytes() != one
+
+
+def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path, small_groups):
+    path = stream(tmp_path / "o.parquet", many_objects(10))
+    before = path.read_bytes()
+
+    def tables_that_stop(error):
+        with ObjectsWriter(path, UTM) as writer:
+            writer.write(objects_to_arrow(many_objects(300)))
+            assert len(list(tmp_path.iterdir())) == 2
+            raise error
+
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            tables_that_stop(error)
+        assert path.read_bytes() == before
+        assert only_file(tmp_path) == path
+    with pytest.raises(OutputError, match="cannot be written"):
+        ObjectsWriter(tmp_path / "missing" / "o.parquet", UTM).__enter__()
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    path = tmp_path / "o.parquet"
+    in_child(
+        """
+        import sys
+        from geoseg.outputs.tables import ObjectsWriter
+        writer = ObjectsWriter(sys.argv[1], 32645)
+        writer.__enter__()
+        """,
+        str(path),
+    )
+    assert only_file(tmp_path) != path
+    stream(path, many_objects(10))
+    assert only_file(tmp_path) == path
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, monkeypatch):
+    path = stream(tmp_path / "o.parquet", many_objects(10))
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    for owner, broken in ((tables, "_fsync"), (ObjectsWriter, "_write_group")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, broken, fail)
+            with pytest.raises(OutputError, match=r"No space left.*MB are free"):
+                stream(path, many_objects(20))
+        assert path.read_bytes() == before
+        assert only_file(tmp_path) == path
+
+
+def test_tables_that_are_no_objects_are_refused(tmp_path):
+    good = objects_to_arrow(many_objects(3))
+    points = pa.array(shapely.to_wkb(shapely.points([1.0, 2, 3], 4.0)))
+    bad = {
+        "has no uid; expected the columns object_id, uid": good.drop_columns(["uid"]),
+        "also colour": good.append_column("colour", pa.array([1, 2, 3])),
+        "other types .*touches_edge bool": good.set_column(0, "object_id", pa.array(["a"] * 3)),
+        "no polygon": good.set_column(9, "geometry", points),
+        "or none": good.set_column(9, "geometry", pa.nulls(3, pa.binary())),
+    }
+    for message, table in bad.items():
+        with (
+            pytest.raises(OutputError, match=message),
+            ObjectsWriter(tmp_path / "o.parquet", UTM) as writer,
+        ):
+            writer.write(table)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_may_come_in_any_order_and_as_large_types(tmp_path):
+    good = objects_to_arrow(many_objects(3))
+    large = good.select(good.column_names[::-1]).set_column(
+        0, "geometry", good["geometry"].cast(pa.large_binary())
+    )
+    with ObjectsWriter(tmp_path / "o.parquet", UTM) as writer:
+        writer.write(large)
+    (part,) = iter_objects(tmp_path / "o.parquet")
+    pd.testing.assert_frame_equal(pd.DataFrame(part), pd.DataFrame(many_objects(3)))
+    assert objects_from_arrow(good, UTM).equals(part)
+    assert good.schema == OBJECT_SCHEMA
+
+
+def test_what_is_no_file_of_objects_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot be read.*run the job again"):
+        list(iter_objects(tmp_path / "missing.parquet"))
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(OutputError, match="cannot be read"):
+        describe_objects(tmp_path / "text.parquet")
+    other = write_table(tmp_path / "regions.parquet", some_regions())
+    for suffix in (".gpkg", ".parquet", ".fgb", ".geojson"):
+        with pytest.raises(OutputError, match="is no file of objects"):
+            write_objects(tmp_path / f"o{suffix}", other)
+    assert {p.name for p in tmp_path.iterdir()} == {"text.parquet", "regions.parquet"}
+
+
+def several_parts(table):
+    """Make every ninth object a MultiPolygon."""
+    table = table.copy()
+    polygons = table.geometry.to_numpy()
+    for i in range(0, len(table), 9):
+        x, y = shapely.get_coordinates(polygons[i])[0]
+        polygons[i] = shapely.MultiPolygon([polygons[i], shapely.box(x + 90, y, x + 91, y + 1)])
+    return table.set_geometry(gpd.GeoSeries(polygons, crs=table.crs))
+
+
+def dump(path):
+    """All that a database says, but for when it was said."""
+    with closing(sqlite3.connect(path)) as database:
+        master = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+        said = {"": sorted(master, key=str)}
+        for kind, name, *_ in master:
+            # the tree's own tables may be balanced otherwise
+            if kind != "table" or name.startswith("rtree_objects_geom_"):
+                continue
+            cursor = database.execute(f'SELECT * FROM "{name}"')
+            keep = [
+                i
+                for i, (column, *_) in enumerate(cursor.description)
+                if column not in {"last_change", "update_time", "timestamp"}
+            ]
+            said[name] = [tuple(row[i] for i in keep) for row in cursor]
+        if "rtree_objects_geom" in said:
+            said["rtree_objects_geom"].sort()
+    return said
+
+
+@pytest.mark.parametrize("case", ["polygons", "parts", "one", "none", "no code"])
+def test_the_streamed_geopackage_is_that_of_the_whole_table(tmp_path, small_groups, case):
+    table = {
+        "polygons": many_objects,
+        "parts": lambda: several_parts(many_objects()),
+        "one": lambda: many_objects(1),
+        "none": lambda: empty_objects(UTM),
+        "no code": lambda: many_objects(70, crs="+proj=tmerc +lon_0=87.5 +k=0.9999 +ellps=GRS80"),
+    }[case]()
+    source = stream(tmp_path / "o.parquet", table, cuts=() if len(table) < 2 else (1, 30))
+    others = {"regions": some_regions(), "coverage": some_regions().assign(status="done")}
+    notes = {"model": "m", "images": ["a.tif"]}
+    got = write_objects(tmp_path / "got.gpkg", source, others, metadata=notes)
+    want = write_geopackage(tmp_path / "want.gpkg", {"objects": table} | others, metadata=notes)
+    assert {p.name for p in tmp_path.iterdir()} == {"o.parquet", "got.gpkg", "want.gpkg"}
+    got_all, want_all = dump(got), dump(want)
+    assert got_all.keys() == want_all.keys()
+    for name in want_all:
+        assert got_all[name] == want_all[name], name
+    assert len(got_all["objects"]) == len(table)
+    assert len(got_all["rtree_objects_geom"]) == len(table)
+    infos = [pyogrio.read_info(p, layer="objects") for p in (got, want)]
+    assert infos[0]["dtypes"].tolist() == infos[1]["dtypes"].tolist()
+    assert infos[0]["dtypes"][7] == "bool"
+    assert infos[0]["total_bounds"] == infos[1]["total_bounds"]
+    assert infos[0]["geometry_type"] == ("MultiPolygon" if case == "parts" else "Polygon")
+    assert sql(got, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("suffix", [".fgb", ".geojson", ".parquet"])
+@pytest.mark.parametrize("case", ["polygons", "parts", "none"])
+def test_the_streamed_table_is_that_of_the_whole_table(tmp_path, small_groups, suffix, case):
+    table = {
+        "polygons": many_objects,
+        "parts": lambda: several_parts(many_objects()),
+        "none": lambda: empty_objects(UTM),
+    }[case]()
+    source = stream(tmp_path / "o.parquet", table)
+    # the layer's name is in the file
+    (tmp_path / "want").mkdir()
+    got = write_objects(tmp_path / f"objects{suffix}", source)
+    want = write_table(tmp_path / "want" / f"objects{suffix}", table)
+    if suffix == ".parquet":
+        assert got.read_bytes() == source.read_bytes()
+        whole = pd.DataFrame(gpd.read_parquet(want))
+        pd.testing.assert_frame_equal(pd.DataFrame(gpd.read_parquet(got)), whole)
+    else:
+        assert got.read_bytes() == want.read_bytes()
+        assert len(pyogrio.read_dataframe(got)) == len(table)
+
+
+def test_only_a_geopackage_has_room_for_other_layers(tmp_path):
+    source = stream(tmp_path / "o.parquet", many_objects(3))
+    with pytest.raises(OutputError, match="room for one layer, not for regions beside objects"):
+        write_objects(tmp_path / "o.fgb", source, {"regions": some_regions()})
+    with pytest.raises(OutputError, match="exists; give --overwrite"):
+        write_objects(source, source)
+    assert only_file(tmp_path) == source
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".geojson"])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("lost"), RuntimeError),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt),
+        (OSError(5, "Input/output error"), OutputError),
+        (pa.ArrowInvalid("corrupt page"), OutputError),
+    ],
+)
+def test_a_stream_that_breaks_leaves_the_old_file_and_no_litter(
+    tmp_path, monkeypatch, small_groups, suffix, error, raised
+):
+    source = stream(tmp_path / "o.parquet", many_objects())
+    path = write_objects(tmp_path / f"old{suffix}", source)
+    before = path.read_bytes()
+    whole = tables._iter_tables
+
+    def broken(*args):
+        for i, table in enumerate(whole(*args)):
+            if i == 3:
+                raise error
+            yield table
+
+    monkeypatch.setattr(tables, "_iter_tables", broken)
+    with pytest.raises(raised, match=str(error).split("] ")[-1]):
+        write_objects(path, source, overwrite=True)
+    assert path.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"o.parquet", path.name}
+    monkeypatch.undo()
+    write_objects(path, source, overwrite=True)
+    assert len(read_vector(path, layer="objects", what="objects")) == 500
+
+
+def test_rows_that_a_stream_lost_are_noticed(tmp_path, monkeypatch, small_groups):
+    source = stream(tmp_path / "o.parquet", many_objects())
+    whole = tables._iter_tables
+    monkeypatch.setattr(tables, "_iter_tables", lambda *a: (t.slice(1) for t in whole(*a)))
+    with pytest.raises(OutputError, match="492 rows instead of 500"):
+        write_objects(tmp_path / "o.gpkg", source)
+    assert only_file(tmp_path) == source
+
+
+def test_a_locked_output_of_a_stream_is_kept_beside(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LOCK_WAIT_S", 0.2)
+    source = stream(tmp_path / "o.parquet", many_objects(5))
+    path = write_objects(tmp_path / "a.gpkg", source)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), "delete"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(OutputError, match="was not replaced: database is locked"):
+            write_objects(path, source, overwrite=True)
+        holder.stdin.close()
+    (kept,) = [p for p in tmp_path.iterdir() if p.name.startswith("a.2")]
+    assert len(read_vector(kept, layer="objects")) == 5
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, pyarrow as pa, shapely
+from geoseg.outputs.tables import ObjectsWriter, iter_objects, write_objects
+
+folder, n = sys.argv[1], int(sys.argv[2])
+circle = shapely.to_wkb(shapely.buffer(shapely.points(500000, 0), 5, quad_segs=12))
+with ObjectsWriter(folder + "/o.parquet", 32645) as writer:
+    for start in range(0, n, 40_000):
+        ids = np.arange(start + 1, start + 40_001)
+        one = np.ones(len(ids))
+        writer.write(pa.table({
+            "object_id": ids, "uid": [f"{i:016x}" for i in ids * 7919], "class": ["a"] * len(ids),
+            "score": one, "area_m2": one, "perimeter_m": one, "n_parts": one.astype("int32"),
+            "touches_edge": one > 2, "image": ["a.tif"] * len(ids), "geometry": [circle] * len(ids),
+        }))
+write_objects(folder + "/o.gpkg", folder + "/o.parquet")
+write_objects(folder + "/o.fgb", folder + "/o.parquet")
+assert sum(map(len, iter_objects(folder + "/o.parquet"))) == n
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_objects(tmp_path):
+    peaks = []
+    for n in (200_000, 1_000_000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(folder), str(n)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        peaks.append(float(done.stdout))
+    # the file's WKB alone is 630 MB more; the spatial indices of GDAL take some 70 bytes a row
+    assert peaks[1] - peaks[0] < 200

@@ -20,10 +20,10 @@ from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
 from geoseg.jobs.sheets import SheetJoin
 from geoseg.jobs.supertile import COARSE_PX
-from geoseg.objects.count import count
+from geoseg.objects.count import RegionCounter
 from geoseg.objects.seams import SeamCounts, SeamReport, band_share, seam_report
 from geoseg.objects.shape import ShapeSettings
-from geoseg.outputs.tables import ObjectsWriter, iter_objects
+from geoseg.outputs.tables import ObjectsWriter, describe_objects, iter_objects
 
 
 def _image_join(plan: RunPlan, number: int) -> ImageJoin:
@@ -166,13 +166,12 @@ def count_in_regions(
     """Count the objects of a file in the regions; say which share of each was imaged."""
     if plan.regions is None:
         return None
-    import pandas as pd
-
-    from geoseg.outputs.tables import empty_objects
-
-    parts = list(iter_objects(objects))
-    table = gpd.GeoDataFrame(pd.concat(parts), crs=plan.crs) if parts else empty_objects(plan.crs)
-    return count(table, plan.regions, imaged=imaged_area(plan, summaries), classes=plan.classes)
+    counter = RegionCounter(
+        plan.regions, plan.crs, classes=plan.classes, around=describe_objects(objects).bounds
+    )
+    for chunk in iter_objects(objects):
+        counter.add(chunk)
+    return counter.result(imaged=imaged_area(plan, summaries))
 
 
 def imaged_area(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoSeries:

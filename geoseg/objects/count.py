@@ -24,6 +24,8 @@ CRSLike: TypeAlias = pyproj.CRS | str | int
 Imaged: TypeAlias = gpd.GeoDataFrame | gpd.GeoSeries | BaseGeometry
 RULES: tuple[Rule, ...] = ("point", "area", "intersects")
 NAME_FIELDS = ("region", "name", "region_id", "id")
+_WHOLE = 2**30
+# ^ an object is this many parts, and sums are of whole numbers: the order never shows in them
 _OVERLAP_SHARE = 1e-6
 # ^ two regions overlap when they share more than this part of the smaller: less is rounding
 
@@ -78,36 +80,242 @@ def count(
     GeosegError
         If the counts do not add up, which would be a defect of this function.
     """
-    _check(objects, regions, rule, region_field)
-    own, repaired = polygonal(regions.geometry.array)
-    areas = _project(own, regions.crs, objects.crs)
-    things = polygonal(objects.geometry.array)[0]
-    pairs = _RULES[rule](things, areas)
-    rows = pairs[0]
-    shared = int(np.count_nonzero(np.bincount(rows, minlength=len(things)) > 1))
-    sums = _count_columns(objects, pairs, len(areas), classes)
-    total = sums["count"]
-    columns: dict[str, Any] = dict(sums)
-    if rule != "area":
-        columns = {name: np.rint(v).astype(np.int64) for name, v in sums.items()}
-    area_km2 = ellipsoid_area_m2(own, regions.crs) / 1e6
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns["density_km2"] = np.where(area_km2 > 0, total / area_km2, np.nan)
-    columns["region_area_km2"] = area_km2
-    columns["imaged_share"] = _imaged_share(areas, imaged, objects.crs)
-    outside = _outside(rule, pairs, total, len(objects))
-    result = _add_columns(regions, columns)
-    result.attrs = {
-        "rule": rule,
-        "total": len(objects),
-        "outside": outside,
-        "repaired": repaired,
-        "empty": int(np.count_nonzero(area_km2 == 0)),
-        "overlapping": overlapping_pairs(areas),
-        "shared": shared,
-        "region_field": region_field or _name_field(regions),
-    }
-    return result
+    bounds = objects.total_bounds
+    counter = RegionCounter(
+        regions,
+        _crs_of(objects, "objects"),
+        rule=rule,
+        region_field=region_field,
+        classes=classes,
+        around=tuple(bounds.tolist()) if np.isfinite(bounds).all() else None,
+    )
+    counter.add(objects)
+    return counter.result(imaged)
+
+
+class RegionCounter:
+    """Count objects that come a table at a time, as if they had come all at once.
+
+    The regions are brought to the CRS of the objects once. How the objects are cut into tables
+    never changes a number.
+
+    Parameters
+    ----------
+    regions : GeoDataFrame
+        (m) polygons with a CRS, any CRS.
+    crs : pyproj.CRS or str or int
+        CRS of the objects.
+    rule : {'point', 'area', 'intersects'}
+        As for :func:`count`.
+    region_field : str, optional
+        As for :func:`count`.
+    classes : sequence of str, optional
+        As for :func:`count`; by default those that were seen.
+    around : tuple of float, optional
+        (left, bottom, right, top) in the CRS of the objects: bounds that hold all of them.
+        Regions far larger are cut to it before they are projected: no projected CRS has a place
+        for a region that goes around the earth.
+
+    Raises
+    ------
+    RegionError
+        If the regions have no CRS or coordinates that are not on earth, or ``region_field`` does
+        not exist.
+    ConfigError
+        If the rule is unknown, or objects lie outside ``around``.
+
+    Examples
+    --------
+    >>> regions = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32645)
+    >>> counter = RegionCounter(regions, 32645)
+    >>> for x in (1, 5, 20):
+    ...     counter.add(gpd.GeoDataFrame(geometry=[shapely.box(x, 1, x + 1, 2)], crs=32645))
+    >>> counter.result()["count"].tolist()
+    [2]
+    """
+
+    def __init__(
+        self,
+        regions: gpd.GeoDataFrame,
+        crs: CRSLike,
+        *,
+        rule: Rule = "point",
+        region_field: str | None = None,
+        classes: Sequence[str] | None = None,
+        around: tuple[float, float, float, float] | None = None,
+    ) -> None:
+        if rule not in RULES:
+            raise ConfigError(f"rule is '{rule}'; expected one of {', '.join(RULES)}")
+        _check_regions(regions, region_field)
+        self.regions = regions
+        self.crs = pyproj.CRS.from_user_input(crs)
+        self.rule = rule
+        self.region_field = region_field or _name_field(regions)
+        self.around = around
+        self._own, self._repaired = polygonal(regions.geometry.array)
+        _check_places(self._own, regions.crs)
+        self._areas: GeometryArray | None = None
+        self._named = set(classes or ())
+        self._classified = True
+        self._sums = np.zeros(len(regions), dtype=np.int64)
+        self._by_class: dict[str, IntArray] = {}
+        self._objects = self._shared = self._outside = 0
+
+    def add(self, objects: gpd.GeoDataFrame) -> None:
+        """Count some more objects.
+
+        Parameters
+        ----------
+        objects : GeoDataFrame
+            (n) polygons with a CRS; a column ``class`` where there is more than one kind.
+
+        Raises
+        ------
+        RegionError
+            If they have no CRS.
+        ConfigError
+            If they lie outside ``around``.
+        """
+        if not self.crs.equals(_crs_of(objects, "objects")):
+            objects = objects.to_crs(self.crs)
+        things = polygonal(objects.geometry.array)[0]
+        self._check_around(things)
+        rows, owners, weights = _RULES[self.rule](things, self._counted_areas(len(things)))
+        parts = np.rint(weights * _WHOLE).astype(np.int64)
+        n = len(self.regions)
+        self._objects += len(things)
+        self._shared += int(np.count_nonzero(np.bincount(rows, minlength=len(things)) > 1))
+        self._sums += _add_up(owners, parts, n)
+        counted = _add_up(rows, parts, len(things))
+        # per object, not n - sum: so that the sum at the end can disagree
+        if self.rule == "intersects":
+            self._outside += int(np.count_nonzero(counted == 0)) * _WHOLE
+        else:
+            self._outside += int(np.clip(_WHOLE - counted, 0, _WHOLE).sum())
+        if "class" not in objects.columns:
+            self._classified = False
+            return
+        of_kind, kinds = pd.factorize(objects["class"].astype(str).to_numpy())
+        cells = _add_up(of_kind[rows] * n + owners, parts, len(kinds) * n)
+        for kind, sums in zip(kinds.tolist(), cells.reshape(len(kinds), n), strict=True):
+            self._by_class[kind] = self._by_class.get(kind, 0) + sums
+
+    def result(self, imaged: Imaged | None = None) -> gpd.GeoDataFrame:
+        """Return the counts so far; more may be added afterwards.
+
+        Parameters
+        ----------
+        imaged : GeoDataFrame, GeoSeries or geometry, optional
+            As for :func:`count`.
+
+        Returns
+        -------
+        GeoDataFrame
+            As :func:`count`.
+
+        Raises
+        ------
+        RegionError
+            If the imaged area has no CRS.
+        GeosegError
+            If the counts do not add up, which would be a defect of this class.
+        """
+        self._reconcile()
+        sums = {"count": self._sums}
+        names = sorted(set(self._by_class) | self._named) if self._classified else []
+        if len(names) > 1:
+            none = np.zeros_like(self._sums)
+            sums |= {f"count_{name}": self._by_class.get(name, none) for name in names}
+        columns: dict[str, Any] = {
+            name: values / _WHOLE if self.rule == "area" else values // _WHOLE
+            for name, values in sums.items()
+        }
+        area_km2 = ellipsoid_area_m2(self._own, self.regions.crs) / 1e6
+        with np.errstate(divide="ignore", invalid="ignore"):
+            density = np.where(area_km2 > 0, columns["count"] / area_km2, np.nan)
+        columns["density_km2"] = density
+        columns["region_area_km2"] = area_km2
+        columns["imaged_share"] = self._imaged_share(imaged)
+        result = _add_columns(self.regions, columns)
+        outside = self._outside / _WHOLE
+        result.attrs = {
+            "rule": self.rule,
+            "total": self._objects,
+            "outside": outside if self.rule == "area" else round(outside),
+            "repaired": self._repaired,
+            "empty": int(np.count_nonzero(area_km2 == 0)),
+            "overlapping": overlapping_pairs(self._own),
+            "shared": self._shared,
+            "region_field": self.region_field,
+        }
+        return result
+
+    def _counted_areas(self, n_objects: int) -> GeometryArray:
+        """Return the regions in the CRS of the objects, made when the first object comes."""
+        if self._areas is None and n_objects == 0:
+            # there may never be any, and then no need for a place in their CRS
+            return np.full(len(self._own), shapely.Polygon(), dtype=object)
+        if self._areas is None:
+            near = _near(self._own, self.regions.crs, self.around, self.crs)
+            areas = _project(near, self.regions.crs, self.crs)
+            self._areas = _apart(areas) if self.rule == "area" else areas
+            shapely.prepare(self._areas)
+        return self._areas
+
+    def _check_around(self, things: GeometryArray) -> None:
+        """Refuse objects for which regions may have been cut away."""
+        if self.around is None or not len(things):
+            return
+        left, bottom, right, top = shapely.total_bounds(things)
+        west, south, east, north = self.around
+        # far less than the margin of the cut
+        rounding = 1e-8 * max(map(abs, self.around))
+        beyond = max(west - left, south - bottom, right - east, top - north)
+        if beyond > rounding:
+            raise ConfigError(
+                f"objects reach to {left:g}, {bottom:g}, {right:g}, {top:g} but around is "
+                f"{west:g}, {south:g}, {east:g}, {north:g}; give bounds that hold all objects"
+            )
+
+    def _reconcile(self) -> None:
+        """Check that no object is lost or doubled."""
+        if self.rule == "intersects":
+            return
+        total = int(self._sums.sum())
+        if abs(total + self._outside - self._objects * _WHOLE) > 1e-6 * _WHOLE * self._objects:
+            raise GeosegError(
+                f"counts do not reconcile: {total / _WHOLE:g} in regions + "
+                f"{self._outside / _WHOLE:g} outside is not {self._objects} objects; please "
+                "report this with the two layers"
+            )
+
+    def _imaged_share(self, imaged: Imaged | None) -> DoubleArray:
+        """Return the share of each region that was imaged, measured on the ellipsoid."""
+        if imaged is None:
+            return np.full(len(self._own), np.nan)
+        if isinstance(imaged, BaseGeometry):
+            seen = polygonal([imaged])[0]
+        else:
+            source = _crs_of(imaged, "imaged area")
+            seen = _project(polygonal(imaged.geometry.array)[0], source, self.crs)
+        area = shapely.union_all(seen)
+        if shapely.is_empty(area):
+            return np.where(shapely.is_empty(self._own), np.nan, 0.0)
+        source = self.regions.crs
+        # not the areas of the count: images may reach beyond the objects
+        near = _near(self._own, source, shapely.bounds(area), self.crs)
+        whole = _project(near, source, self.crs)
+        common = polygonal(shapely.intersection(whole, area))[0]
+        share = _ratio(ellipsoid_area_m2(common, self.crs), ellipsoid_area_m2(whole, self.crs))
+        cut = near != self._own
+        if cut.any():
+            share[cut] *= _ratio(
+                ellipsoid_area_m2(near[cut], source), ellipsoid_area_m2(self._own[cut], source)
+            )
+        # what was cut away wholly is not imaged, what has no area has no share
+        share = np.where(cut & shapely.is_empty(near), 0.0, share)
+        share[shapely.is_empty(self._own)] = np.nan
+        return np.clip(share, 0, 1)
 
 
 def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray, int]:
@@ -147,10 +355,17 @@ def ellipsoid_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
             f"CRS '{source.name}' is not tied to the earth, so areas in m2 are unknown; "
             "give a geographic or projected CRS"
         )
+    lonlat = _project(_densify(polygons, source), source, base, densify=False)
+    # of a ring around more than half the earth Geod measures the other side
+    pieces, rows = _slabs(lonlat)
     # normalize turns shells and holes against each other, which Geod needs to subtract holes
-    lonlat = shapely.normalize(_project(_densify(polygons, source), source, base, densify=False))
-    areas = [abs(geod.geometry_area_perimeter(p)[0]) if not p.is_empty else 0.0 for p in lonlat]
-    return np.asarray(areas, dtype=np.float64)
+    areas = [_one_area(geod, p) for p in shapely.normalize(pieces)]
+    return np.bincount(rows, weights=areas, minlength=len(lonlat)).astype(np.float64)
+
+
+def _one_area(geod: pyproj.Geod, polygon: BaseGeometry) -> float:
+    """Return the area of one polygon, m2; of an empty one 0."""
+    return 0.0 if polygon.is_empty else abs(float(geod.geometry_area_perimeter(polygon)[0]))
 
 
 def overlapping_pairs(polygons: GeometryArray) -> list[tuple[int, int]]:
@@ -164,21 +379,36 @@ def overlapping_pairs(polygons: GeometryArray) -> list[tuple[int, int]]:
     return sorted(zip(first[hits].tolist(), second[hits].tolist(), strict=True))
 
 
-def _check(
-    objects: gpd.GeoDataFrame, regions: gpd.GeoDataFrame, rule: str, region_field: str | None
-) -> None:
+def _crs_of(table: gpd.GeoDataFrame | gpd.GeoSeries, what: str) -> pyproj.CRS:
+    """Return the CRS of a table; refuse one without."""
+    if table.crs is None:
+        verb = "has" if what == "imaged area" else "have"
+        raise RegionError(
+            f"the {what} {verb} no CRS, so it is unknown where on earth this lies; "
+            "set it in the file, or with GeoDataFrame.set_crs"
+        )
+    return cast("pyproj.CRS", table.crs)
+
+
+def _check_regions(regions: gpd.GeoDataFrame, region_field: str | None) -> None:
     """Refuse what would be counted wrongly."""
-    if rule not in RULES:
-        raise ConfigError(f"rule is '{rule}'; expected one of {', '.join(RULES)}")
-    for what, table in (("objects", objects), ("regions", regions)):
-        if table.crs is None:
-            raise RegionError(
-                f"the {what} have no CRS, so it is unknown where on earth they lie; "
-                "set it in the file, or with GeoDataFrame.set_crs"
-            )
+    _crs_of(regions, "regions")
     if region_field is not None and region_field not in regions.columns:
         fields = ", ".join(str(c) for c in regions.columns if c != regions.geometry.name)
         raise RegionError(f"the regions have no field '{region_field}'; they have: {fields}")
+
+
+def _check_places(polygons: GeometryArray, crs: pyproj.CRS) -> None:
+    """Refuse metres that pass for degrees: cut to the surroundings they would just be gone."""
+    if not crs.is_geographic or not len(polygons):
+        return
+    left, bottom, right, top = shapely.total_bounds(polygons)
+    turn = _turn(crs)
+    if left < -turn or right > 1.5 * turn or max(-bottom, top) > turn / 4 + 1e-3:
+        raise RegionError(
+            f"regions in '{crs.name}' reach to {left:g}, {bottom:g}, {right:g}, {top:g}, which is "
+            "no place on earth: check that their CRS is the one that their coordinates are in"
+        )
 
 
 def _name_field(regions: gpd.GeoDataFrame) -> str | None:
@@ -195,6 +425,93 @@ def _densify(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
     unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
     step = 0.01 if crs.is_geographic else 1000.0 / unit
     return cast("GeometryArray", shapely.segmentize(polygons, step))
+
+
+def _turn(crs: pyproj.CRS) -> float:
+    """Return once around the earth in the units of a geographic CRS."""
+    return float(2 * np.pi / crs.axis_info[0].unit_conversion_factor)
+
+
+def _slabs(lonlat: GeometryArray) -> tuple[GeometryArray, IntArray]:
+    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows."""
+    parts, rows = shapely.get_parts(lonlat, return_index=True)
+    bounds = shapely.bounds(parts)
+    pieces, owners = [], []
+    for part in np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 179):
+        lon = shapely.get_coordinates(shapely.get_exterior_ring(parts[part]))[:, 0]
+        if np.abs(np.diff(lon)).max() > 180:
+            # small, but across the antimeridian, where Geod goes the short way
+            continue
+        starts = np.arange(np.floor(lon.min() / 90) * 90, lon.max(), 90)
+        slabs = shapely.intersection(parts[part], shapely.box(starts, -90, starts + 90, 90))
+        pieces.append(shapely.get_parts(polygonal(slabs)[0]))
+        owners.append(np.full(len(pieces[-1]), rows[part]))
+        parts[part] = shapely.Polygon()
+    return np.concatenate([parts, *pieces]), np.concatenate([rows, *owners])
+
+
+def _near(
+    polygons: GeometryArray,
+    source: pyproj.CRS,
+    around: Sequence[float] | None,
+    target: pyproj.CRS,
+) -> GeometryArray:
+    """Cut polygons in their own CRS to the surroundings of bounds in another.
+
+    A projected CRS has no place for what lies on the other side of the earth, and bends the long
+    edges of a country beyond recognition. Polygons that need no cut stay the same objects.
+    """
+    if around is None or source == target:
+        return polygons
+    frame = _surroundings(around, target, source)
+    if frame is None:
+        return polygons
+    rows = np.flatnonzero(~shapely.is_empty(polygons))
+    # of most their bounds tell that they need no cut
+    cut = rows[~shapely.covered_by(shapely.box(*shapely.bounds(polygons[rows]).T), frame)]
+    result = polygons.copy()
+    result[cut] = polygonal(shapely.intersection(polygons[cut], frame))[0]
+    return result
+
+
+def _surroundings(
+    around: Sequence[float], target: pyproj.CRS, source: pyproj.CRS
+) -> BaseGeometry | None:
+    """Bring bounds, with a margin, from one CRS to another; None where that CRS cannot say."""
+    left, bottom, right, top = around
+    size = max(right - left, top - bottom)
+    # a kilometre at least, which on the earth's radius is 0.00016 radians
+    unit = target.axis_info[0].unit_conversion_factor if target.axis_info else 1.0
+    margin = max(size / 8, (0.00016 if target.is_geographic else 1000.0) / unit)
+    box = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
+    there = shapely.get_coordinates(shapely.segmentize(box, (size + 2 * margin) / 64)).T
+    transformer = pyproj.Transformer.from_crs(target, source, always_xy=True)
+    x, y = transformer.transform(*there)
+    back = np.asarray(transformer.transform(x, y, direction="INVERSE"))
+    # folded, or off the map: then the bounds of the points say nothing of what is between them
+    if not np.isfinite(back).all() or np.abs(back - there).max() > margin / 100:
+        return None
+    if not source.is_geographic:
+        return shapely.box(x.min(), y.min(), x.max(), y.max())
+    return _frame_on_globe(x, y, _turn(source))
+
+
+def _frame_on_globe(lon: DoubleArray, lat: DoubleArray, turn: float) -> BaseGeometry:
+    """Return the frame of a closed line of lon and lat, on whichever round it is counted."""
+    lon = np.unwrap(lon, period=turn)
+    south, north = lat.min(), lat.max()
+    if abs(lon[-1] - lon[0]) > turn / 2:
+        # it runs around a pole
+        south, north = (south, turn / 4) if lat.mean() > 0 else (-turn / 4, north)
+        return shapely.box(-turn, south, 2 * turn, north)
+    rounds = np.arange(-2, 3) * turn
+    return shapely.union_all(shapely.box(lon.min() + rounds, south, lon.max() + rounds, north))
+
+
+def _ratio(part: DoubleArray, whole: DoubleArray) -> DoubleArray:
+    """Return part / whole, NaN where there is no whole."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, part / whole, np.nan)
 
 
 def _project(
@@ -233,18 +550,21 @@ def _pairs_by_point(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
     return rows, lowest[rows], np.ones(len(rows))
 
 
-def _pairs_by_area(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
-    """Give each region the share of the object's area that lies in it."""
+def _apart(regions: GeometryArray) -> GeometryArray:
+    """Take from each region what a lower row has already."""
     apart = regions.copy()
     for low, high in overlapping_pairs(regions):
         apart[high] = shapely.difference(apart[high], regions[low])
-    apart = polygonal(apart)[0]
-    owner, row = shapely.STRtree(objects).query(apart, predicate="intersects")
-    shapely.prepare(apart)
-    whole = shapely.covers(apart[owner], objects[row])
+    return polygonal(apart)[0]
+
+
+def _pairs_by_area(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
+    """Give each region, none over another, the share of the object's area that lies in it."""
+    owner, row = shapely.STRtree(objects).query(regions, predicate="intersects")
+    whole = shapely.covers(regions[owner], objects[row])
     weight = np.ones(len(row))
     cut = ~whole
-    part = shapely.area(shapely.intersection(objects[row[cut]], apart[owner[cut]]))
+    part = shapely.area(shapely.intersection(objects[row[cut]], regions[owner[cut]]))
     weight[cut] = part / np.maximum(shapely.area(objects[row[cut]]), np.finfo(float).tiny)
     keep = weight > 0
     return row[keep], owner[keep], weight[keep]
@@ -263,59 +583,10 @@ _RULES = {
 }
 
 
-def _count_columns(
-    objects: gpd.GeoDataFrame, pairs: _Pairs, n_regions: int, classes: Sequence[str] | None
-) -> dict[str, DoubleArray]:
-    """Add the pairs up by region, and by region and class."""
-    rows, owners, weights = pairs
-    columns = {"count": _add_up(owners, weights, n_regions)}
-    if "class" not in objects.columns:
-        return columns
-    kinds = objects["class"].astype(str).to_numpy()
-    names = sorted(set(kinds) | set(classes or ()))
-    if len(names) < 2:
-        return columns
-    for name in names:
-        of_class = kinds[rows] == name
-        columns[f"count_{name}"] = _add_up(owners[of_class], weights[of_class], n_regions)
-    return columns
-
-
-def _add_up(owners: IntArray, weights: DoubleArray, n: int) -> DoubleArray:
-    """Return the sum of the weights of each owner 0..n-1."""
-    return np.bincount(owners, weights=weights, minlength=n).astype(np.float64)
-
-
-def _outside(rule: Rule, pairs: _Pairs, total: DoubleArray, n_objects: int) -> int | float:
-    """Return how many objects no region counts, having checked that nothing is lost or doubled."""
-    counted = _add_up(pairs[0], pairs[2], n_objects)
-    if rule == "intersects":
-        return int(np.count_nonzero(counted == 0))
-    # per object, not n - sum: so that the sum below can disagree
-    outside = float(np.clip(1 - counted, 0, 1).sum())
-    if abs(float(total.sum()) + outside - n_objects) > 1e-6 * max(1, n_objects):
-        raise GeosegError(
-            f"counts do not reconcile: {total.sum():g} in regions + {outside:g} outside is not "
-            f"{n_objects} objects; please report this with the two layers"
-        )
-    return outside if rule == "area" else round(outside)
-
-
-def _imaged_share(areas: GeometryArray, imaged: Imaged | None, crs: CRSLike) -> DoubleArray:
-    """Return the share of each region that was imaged, measured on the ellipsoid."""
-    if imaged is None:
-        return np.full(len(areas), np.nan)
-    if isinstance(imaged, BaseGeometry):
-        seen = polygonal([imaged])[0]
-    else:
-        if imaged.crs is None:
-            raise RegionError("the imaged area has no CRS; set it with GeoDataFrame.set_crs")
-        seen = _project(polygonal(imaged.geometry.array)[0], imaged.crs, crs)
-    common = polygonal(shapely.intersection(areas, shapely.union_all(seen)))[0]
-    whole = ellipsoid_area_m2(areas, crs)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = ellipsoid_area_m2(common, crs) / whole
-    return np.where(whole > 0, np.clip(share, 0, 1), np.nan)
+def _add_up(owners: IntArray, parts: IntArray, n: int) -> IntArray:
+    """Return the sum of the parts of each owner 0..n-1."""
+    # bincount adds in float64, exact up to 2**53: eight million whole objects in one cell
+    return np.bincount(owners, weights=parts, minlength=n).astype(np.int64)
 
 
 def _add_columns(regions: gpd.GeoDataFrame, columns: dict[str, Any]) -> gpd.GeoDataFrame:

@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -406,6 +407,33 @@ class ObjectsWriter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectsInfo:
+    """What a file of :class:`ObjectsWriter` says of itself."""
+
+    rows: int
+    """How many objects it holds."""
+    crs: pyproj.CRS
+    """CRS of the geometry."""
+    bounds: tuple[float, float, float, float] | None
+    """(left, bottom, right, top) of all objects, in the CRS; None without objects."""
+    geometry_types: tuple[str, ...]
+    """Polygon, MultiPolygon, both or none."""
+
+
+def describe_objects(path: str | Path) -> ObjectsInfo:
+    """Tell what a file of :class:`ObjectsWriter` holds; reads only its footer.
+
+    Raises
+    ------
+    OutputError
+        If the file is missing or is no such file.
+    """
+    file, info = _open_objects(path)
+    file.close()
+    return info
+
+
 def iter_objects(path: str | Path | BinaryIO, rows: int = GROUP_ROWS) -> Iterator[gpd.GeoDataFrame]:
     """Read a file of :class:`ObjectsWriter` back in order, a part at a time.
 
@@ -427,12 +455,11 @@ def iter_objects(path: str | Path | BinaryIO, rows: int = GROUP_ROWS) -> Iterato
     OutputError
         If the file is missing or is no such file.
     """
-    file, geo = _open_objects(path)
+    file, info = _open_objects(path)
     with file:
-        crs = pyproj.CRS.from_json_dict(geo["crs"])
         start = 0
         for table in _iter_tables(file, rows):
-            part = objects_from_arrow(table, crs)
+            part = objects_from_arrow(table, info.crs)
             part.index = pd.RangeIndex(start, start + len(part))
             start += len(part)
             yield part
@@ -506,7 +533,7 @@ def write_objects(
         )
     with _scratch(path) as temporary:
         if suffix == ".parquet":
-            _open_objects(source)[0].close()
+            describe_objects(source)
             shutil.copyfile(source, temporary)
         else:
             _stream_layer(temporary, "objects", source, **_FORMAT_OPTIONS.get(suffix, {}))
@@ -622,9 +649,7 @@ def _n_rows(table: gpd.GeoDataFrame | Path) -> int:
     """Return how many rows a layer is to get."""
     if not isinstance(table, Path):
         return len(table)
-    file, _ = _open_objects(table)
-    with file:
-        return int(file.metadata.num_rows)
+    return describe_objects(table).rows
 
 
 def _for_style(table: gpd.GeoDataFrame | Path) -> gpd.GeoDataFrame:
@@ -674,8 +699,8 @@ def _geometries(table: pa.Table) -> npt.NDArray[np.object_]:
     return np.asarray(shapely.from_wkb(wkb), dtype=object)
 
 
-def _open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Open a file of objects; return also what it says of its geometry."""
+def _open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, ObjectsInfo]:
+    """Open a file of objects; return also what it says of itself."""
     try:
         # buffered ahead, the whole file would be in memory at its end
         file = pq.ParquetFile(path, pre_buffer=False)
@@ -691,7 +716,13 @@ def _open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, dict[str
             f"{path} is no file of objects; expected GeoParquet with the columns "
             + ", ".join(OBJECT_SCHEMA.names)
         )
-    return file, json.loads(geo)["columns"]["geometry"]
+    column = json.loads(geo)["columns"]["geometry"]
+    return file, ObjectsInfo(
+        rows=int(file.metadata.num_rows),
+        crs=pyproj.CRS.from_json_dict(column["crs"]),
+        bounds=tuple(column["bbox"]) if "bbox" in column else None,
+        geometry_types=tuple(column["geometry_types"]),
+    )
 
 
 def _iter_tables(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
@@ -790,17 +821,15 @@ def _geometry_type(table: gpd.GeoDataFrame) -> str:
 
 def _stream_layer(path: Path, name: str, source: Path, **options: object) -> None:
     """Write one layer with GDAL from a file of objects, in one go and one transaction."""
-    file, geo = _open_objects(source)
-    kinds = set(geo["geometry_types"])
-    multi = "MultiPolygon" in kinds
-    crs = pyproj.CRS.from_json_dict(geo["crs"])
-    target = pyproj.CRS.from_epsg(4326) if path.suffix.lower() == ".geojson" else crs
+    file, info = _open_objects(source)
+    multi = "MultiPolygon" in info.geometry_types
+    target = pyproj.CRS.from_epsg(4326) if path.suffix.lower() == ".geojson" else info.crs
     failed: list[BaseException] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for table in _iter_tables(file, GROUP_ROWS):
-                yield from _for_gdal(table, crs, target, multi=multi).to_batches()
+                yield from _for_gdal(table, info.crs, target, multi=multi).to_batches()
         except BaseException as error:
             # GDAL knows only that there was one
             failed.append(error)
