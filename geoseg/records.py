@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from affine import Affine
 from rasterio.windows import Window
 
@@ -189,11 +190,193 @@ class Fragments:
         )
 
     @classmethod
+    def from_polygons(
+        cls,
+        polygons: Sequence[Any] | GeometryArray,
+        scores: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        tiles: npt.ArrayLike,
+        tile_list: Sequence[Tile],
+        *,
+        raster_shape: tuple[int, int] | None = None,
+        in_tile_px: bool = False,
+        reach_px: float = 2.0,
+    ) -> Fragments:
+        """Take the outlines that any detector found, tile by tile.
+
+        Polygons are repaired where they are invalid, clipped to their tile's window and to the
+        raster; of several pieces the largest stays. ``cut`` and ``at_edge`` come from the tiles:
+        a side of the window is an edge of the raster where the core ends with it, and continued
+        by another tile elsewhere.
+
+        Parameters
+        ----------
+        polygons : sequence of shapely Polygons or MultiPolygons
+            (n,) in grid px.
+        scores : array-like
+            (n,) in [0, 1].
+        labels : array-like
+            (n,) class index, from 0.
+        tiles : array-like
+            (n,) index into ``tile_list``: the tile each was found in.
+        tile_list : sequence of Tile
+            The tiles that were looked at; hand the same sequence to `geoseg.stitch`.
+        raster_shape : tuple of int, optional
+            (height, width) of the grid. Needed only where a window reaches past a raster smaller
+            than it: the raster's edges are then taken from here, not from the cores.
+        in_tile_px : bool
+            Polygons are in px of their tile's window and are moved to grid px.
+        reach_px : float
+            What ends this close to a side that another tile continues is ``cut``: detectors end
+            their outlines a px or two short.
+
+        Returns
+        -------
+        Fragments
+            n rows, in the order given.
+
+        Raises
+        ------
+        TileError
+            If columns differ in length, a score, label or tile is out of range, or a row is no
+            polygon, has no area or coordinates that are not finite, or lies outside its tile.
+
+        Examples
+        --------
+        >>> tile = Tile((0, 0), core=Window(0, 0, 80, 100), window=Window(0, 0, 100, 100))
+        >>> found = Fragments.from_polygons(
+        ...     [shapely.box(10, 10, 30, 30), shapely.box(70, 40, 99, 60)],
+        ...     scores=[0.9, 0.8], labels=[0, 0], tiles=[0, 0], tile_list=[tile],
+        ... )
+        >>> found.cut.tolist(), found.at_edge.tolist()
+        ([False, True], [False, False])
+        """
+        rows = np.asarray(tiles)
+        shapes = np.array([*polygons, None], object)[:-1]
+        # ^ the None keeps numpy from looking into geometries for a second axis
+        columns = {"scores": np.asarray(scores), "labels": np.asarray(labels), "tiles": rows}
+        _check_columns(len(shapes), columns, len(tile_list))
+        if len(shapes) == 0:
+            return cls.empty()
+        windows, cores = (
+            np.array([_bounds_of(getattr(t, name)) for t in tile_list], np.float64)[rows]
+            for name in ("window", "core")
+        )
+        sides = windows == cores
+        if raster_shape is not None:
+            height, width = raster_shape
+            raster = np.array([0, 0, width, height], np.float64)
+            sides = np.stack([windows[:, :2] <= 0, windows[:, 2:] >= raster[2:]], axis=1)
+            sides = sides.reshape(-1, 4)
+            windows = np.clip(windows, 0, np.tile(raster[2:], 2))
+        offset = np.array([_bounds_of(t.window)[:2] for t in tile_list])[rows]
+        shapes = _sound(shapes, offset if in_tile_px else None)
+        shapes = _clipped(shapes, windows, in_tile_px=in_tile_px)
+        bounds = shapely.bounds(shapes)
+        gaps = np.concatenate([bounds[:, :2] - windows[:, :2], windows[:, 2:] - bounds[:, 2:]], 1)
+        return cls(
+            polygons=shapes,
+            scores=columns["scores"].astype(np.float32),
+            labels=columns["labels"].astype(np.int64),
+            tiles=rows.astype(np.int64),
+            cut=((gaps <= reach_px) & ~sides).any(axis=1),
+            at_edge=((gaps <= AT_EDGE_PX) & sides).any(axis=1),
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Fragments]) -> Fragments:
         """Return all rows of the given records, in their order; tile indices are not shifted."""
         if not parts:
             return cls.empty()
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__slots__))
+
+
+AT_EDGE_PX = 1.0
+"""What ends this close to the raster's edge touches it."""
+
+
+def _bounds_of(window: Window) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1 of a window."""
+    x, y = window.col_off, window.row_off
+    return x, y, x + window.width, y + window.height
+
+
+def _check_columns(n: int, columns: dict[str, npt.NDArray[Any]], n_tiles: int) -> None:
+    """Refuse columns of fragments that do not fit together."""
+    for name, column in columns.items():
+        if column.shape != (n,):
+            raise TileError(
+                f"{name} has shape {column.shape} but there are {n} polygons; expected ({n},)"
+            )
+    if n == 0:
+        return
+    scores, labels, tiles = columns.values()
+    if not (np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1):
+        raise TileError("scores are not all in [0, 1]; give probabilities, not logits or percent")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise TileError("labels must be indices into the detector's classes: integers from 0")
+    if not np.issubdtype(tiles.dtype, np.integer) or not 0 <= tiles.min() <= tiles.max() < n_tiles:
+        raise TileError(
+            f"tiles must be integers from 0 to {n_tiles - 1}: {n_tiles} tiles were given; pass the "
+            "sequence of tiles that the column indexes"
+        )
+
+
+def _refuse(bad: BoolArray, what: str, to_do: str) -> None:
+    """Raise for the rows marked, naming the first."""
+    if bad.any():
+        raise TileError(
+            f"polygon {int(np.argmax(bad))} {what} ({bad.sum()} of {len(bad)}); {to_do}"
+        )
+
+
+def _sound(shapes: GeometryArray, offset: npt.NDArray[Any] | None) -> GeometryArray:
+    """Return valid polygons in two dimensions, moved by an offset each; refuse what is none."""
+    kinds = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+    known = np.asarray(shapely.is_geometry(shapes))
+    known[known] = np.isin(shapely.get_type_id(shapes[known]), kinds)
+    _refuse(~known, "is no Polygon or MultiPolygon", "drop it or polygonize its mask first")
+    shapes = np.asarray(shapely.force_2d(shapes), object)
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    bad = np.asarray(shapely.is_empty(shapes))
+    bad[owner[~np.isfinite(points).all(axis=1)]] = True
+    _refuse(bad, "is empty or not finite", "drop what shows nothing")
+    if offset is not None:
+        shapes = np.asarray(shapely.set_coordinates(shapes, points + offset[owner]), object)
+    shapes = _largest_parts(shapes)
+    _refuse(shapely.area(shapes) <= 0, "has no area", "drop what shows nothing")
+    return shapes
+
+
+def _clipped(shapes: GeometryArray, windows: DoubleArray, *, in_tile_px: bool) -> GeometryArray:
+    """Clip polygons to the windows of their tiles; refuse those that lie outside."""
+    bounds = shapely.bounds(shapes)
+    over = (bounds[:, :2] < windows[:, :2]).any(axis=1) | (bounds[:, 2:] > windows[:, 2:]).any(
+        axis=1
+    )
+    if over.any():
+        shapes[over] = shapely.intersection(shapes[over], shapely.box(*windows[over].T))
+        shapes = _largest_parts(shapes)
+    advice = "tiles must name the tile each was found in" + (
+        ""
+        if in_tile_px
+        else ", and polygons be in grid px: in_tile_px=True if they are in px of it"
+    )
+    _refuse(shapely.area(shapes) <= 0, "lies outside its tile's window or the raster", advice)
+    return shapes
+
+
+def _largest_parts(shapes: GeometryArray) -> GeometryArray:
+    """Repair what is invalid and keep of each geometry its largest polygon, or an empty one."""
+    bad = ~shapely.is_valid(shapes)
+    if bad.any():
+        shapes[bad] = shapely.make_valid(shapes[bad])
+    for row in np.flatnonzero(shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON):
+        # twice: a collection may hold multipolygons
+        parts = shapely.get_parts(shapely.get_parts(shapes[row]))
+        areas = shapely.area(parts)
+        shapes[row] = parts[np.argmax(areas)] if areas.max(initial=0) > 0 else shapely.Polygon()
+    return shapes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,17 @@ from scipy.sparse.csgraph import connected_components
 
 from geoseg.errors import ConfigError, TileError
 from geoseg.objects.seams import SeamCounts, bin_distances, bin_sizes
-from geoseg.records import BoolArray, DoubleArray, Fragments, GeometryArray, IntArray, Objects, Tile
+from geoseg.objects.vectorize import vectorize
+from geoseg.records import (
+    BoolArray,
+    DoubleArray,
+    Fragments,
+    GeometryArray,
+    Instances,
+    IntArray,
+    Objects,
+    Tile,
+)
 
 LINK_SHARE = 0.1
 """Pairs that share less of the smaller one (in the area both tiles saw) are strangers."""
@@ -52,12 +62,13 @@ CHUNK = 256
 
 
 def stitch(
-    fragments: Fragments,
+    fragments: Fragments | Sequence[Instances],
     tiles: Sequence[Tile],
     *,
     iou_threshold: float = 0.5,
     ios_threshold: float = 0.5,
     class_agnostic: bool = False,
+    raster_shape: tuple[int, int] | None = None,
 ) -> Objects:
     """Join the fragments of overlapping tiles into objects.
 
@@ -75,14 +86,17 @@ def stitch(
 
     Parameters
     ----------
-    fragments : Fragments
-        Polygons in grid px, from any detector; see `geoseg.vectorize` for masks.
+    fragments : Fragments, or sequence of Instances
+        Polygons in grid px, from any detector (see `Fragments.from_polygons`), or masks: one
+        `Instances` for each of ``tiles``, traced here at 0.5 (see `geoseg.vectorize` for more).
     tiles : sequence of Tile
         What ``fragments.tiles`` indexes.
     iou_threshold, ios_threshold : float
         In (0.1, 1]; lower joins more.
     class_agnostic : bool
         Let fragments of different classes be one object; the class with most area wins.
+    raster_shape : tuple of int, optional
+        (height, width) of the grid, for masks alone; without it where the cores end.
 
     Returns
     -------
@@ -95,21 +109,39 @@ def stitch(
     ConfigError
         If a threshold is out of range.
     TileError
-        If ``fragments.tiles`` points outside ``tiles``.
+        If ``fragments.tiles`` points outside ``tiles``, or there is not one `Instances` per tile.
+
+    Examples
+    --------
+    A roof from x = 40 to x = 130 in two windows that share 20 px; each shows what it sees:
+
+    >>> from rasterio.windows import Window
+    >>> tiles = [
+    ...     Tile((0, 0), core=Window(0, 0, 90, 100), window=Window(0, 0, 100, 100)),
+    ...     Tile((0, 1), core=Window(90, 0, 90, 100), window=Window(80, 0, 100, 100)),
+    ... ]
+    >>> found = Fragments.from_polygons(
+    ...     [shapely.box(40, 20, 100, 50), shapely.box(80, 20, 130, 50)],
+    ...     scores=[0.9, 0.8], labels=[0, 0], tiles=[0, 1], tile_list=tiles,
+    ... )
+    >>> roofs = stitch(found, tiles)
+    >>> [roof.bounds for roof in roofs.polygons], roofs.n_parts.tolist()
+    ([(40.0, 20.0, 130.0, 50.0)], [2])
     """
     _check_thresholds(iou_threshold, ios_threshold)
-    scene = _lay_out(fragments, tiles)
+    scene = _lay_out(_traced(fragments, tiles, raster_shape), tiles)
     links, alive = _agreeing(scene, iou_threshold, class_agnostic=class_agnostic)
     return _solve(scene, links, alive, iou_threshold, ios_threshold)
 
 
 def stitch_counted(
-    fragments: Fragments,
+    fragments: Fragments | Sequence[Instances],
     tiles: Sequence[Tile],
     *,
     iou_threshold: float = 0.5,
     ios_threshold: float = 0.5,
     class_agnostic: bool = False,
+    raster_shape: tuple[int, int] | None = None,
 ) -> tuple[Objects, SeamCounts]:
     """Stitch, and count how tiles agree where two of them looked.
 
@@ -121,7 +153,7 @@ def stitch_counted(
 
     Parameters
     ----------
-    fragments, iou_threshold, ios_threshold, class_agnostic
+    fragments, iou_threshold, ios_threshold, class_agnostic, raster_shape
         As in `stitch`.
     tiles : sequence of Tile
         What ``fragments.tiles`` indexes, and all other tiles that were looked at whose windows
@@ -141,12 +173,12 @@ def stitch_counted(
         As `stitch`.
     """
     _check_thresholds(iou_threshold, ios_threshold)
-    scene = _lay_out(fragments, tiles)
+    scene = _lay_out(_traced(fragments, tiles, raster_shape), tiles)
     links, alive = _agreeing(scene, iou_threshold, class_agnostic=class_agnostic)
     objects = _solve(scene, links, alive, iou_threshold, ios_threshold)
     trials, hits = _agreement(scene, links, alive, tiles, iou_threshold)
     counts = SeamCounts(
-        fragments=len(fragments),
+        fragments=len(scene.fragments),
         objects=len(objects),
         joined=int(np.count_nonzero(objects.n_parts > 1)),
         incomplete=int(np.count_nonzero(~objects.complete)),
@@ -162,6 +194,36 @@ def _check_thresholds(iou_threshold: float, ios_threshold: float) -> None:
     for name, value in (("iou_threshold", iou_threshold), ("ios_threshold", ios_threshold)):
         if not LINK_SHARE < value <= 1:
             raise ConfigError(f"{name} is {value}; expected {LINK_SHARE} < {name} <= 1")
+
+
+def _traced(
+    fragments: Fragments | Sequence[Instances],
+    tiles: Sequence[Tile],
+    raster_shape: tuple[int, int] | None,
+) -> Fragments:
+    """Return fragments as they are, and masks as polygons."""
+    if isinstance(fragments, Fragments):
+        return fragments
+    if isinstance(fragments, Instances) or not all(isinstance(i, Instances) for i in fragments):
+        raise TileError(
+            "stitch got neither Fragments nor a sequence of Instances; pass one Instances per "
+            "tile, in the order of tiles, or see Fragments.from_polygons"
+        )
+    if len(fragments) != len(tiles):
+        raise TileError(
+            f"stitch got {len(fragments)} Instances but {len(tiles)} tiles; pass one for each "
+            "tile, Instances.empty() where nothing was found"
+        )
+    if raster_shape is None:
+        # cores partition the raster: it ends where the last of them do
+        ends = _window_bounds([t.core for t in tiles])[:, 2:].max(axis=0, initial=0)
+        raster_shape = int(ends[1]), int(ends[0])
+    return Fragments.concatenate(
+        [
+            vectorize(found, tile, tile_row=row, raster_shape=raster_shape)
+            for row, (found, tile) in enumerate(zip(fragments, tiles, strict=True))
+        ]
+    )
 
 
 def _agreeing(
