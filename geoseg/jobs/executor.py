@@ -120,22 +120,23 @@ def _cluster(workers: int) -> Iterator[Any]:
         from dask.distributed import Client
         from distributed.deploy.subprocess import SubprocessCluster
     settings = _DASK | {"logging.distributed": "error"}
-    with dask.config.set(settings), _inherited(dask.config.serialize(dask.config.global_config)):
-        with (
-            # workers of their own process image: a script that calls geoseg.detect needs no
-            # __main__ guard, and nothing listens beyond this machine
-            SubprocessCluster(
-                host="127.0.0.1",
-                # any free port, not the one that a second run would want too
-                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                n_workers=workers,
-                threads_per_worker=1,
-                worker_kwargs={"dashboard": False},
-                silence_logs=logging.ERROR,
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
-            yield client
+    with (
+        dask.config.set(settings),
+        _inherited(dask.config.serialize(dask.config.global_config)),
+        # workers of their own process image: a script that calls geoseg.detect needs no
+        # __main__ guard, and nothing listens beyond this machine
+        SubprocessCluster(
+            host="127.0.0.1",
+            # any free port, not the one that a second run would want too
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            n_workers=workers,
+            threads_per_worker=1,
+            worker_kwargs={"dashboard": False},
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 def _hand_out(

@@ -306,6 +306,8 @@ def _manifest(
                 "gsd_m": i.info.gsd_m,
                 "working_gsd_m": i.grid.gsd_m,
                 "grid_px": [i.grid.height, i.grid.width],
+                "grid_transform": list(i.grid.transform)[:6],
+                "crs": i.info.crs_wkt,
                 "tiles": i.tiles.n_tiles,
                 "tile_size": i.tiles.tile_size,
                 "overlap": i.tiles.overlap,
