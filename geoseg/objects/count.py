@@ -114,7 +114,7 @@ class RegionCounter:
     around : tuple of float, optional
         (left, bottom, right, top) in the CRS of the objects: bounds that hold all of them.
         Regions far larger are cut to it before they are projected: no projected CRS has a place
-        for a region that goes around the earth.
+        for a region that goes around the earth. Without it regions are projected whole.
 
     Raises
     ------
