@@ -114,7 +114,7 @@ class RegionCounter:
     around : tuple of float, optional
         (left, bottom, right, top) in the CRS of the objects: bounds that hold all of them.
         Regions far larger are cut to it before they are projected: no projected CRS has a place
-        for a region that goes around the earth.
+        for a region that goes around the earth. Without it regions are projected whole.
 
     Raises
     ------
@@ -355,12 +355,16 @@ def ellipsoid_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
             f"CRS '{source.name}' is not tied to the earth, so areas in m2 are unknown; "
             "give a geographic or projected CRS"
         )
-    lonlat = _project(_densify(polygons, source), source, base, densify=False)
-    # of a ring around more than half the earth Geod measures the other side
-    pieces, rows = _slabs(lonlat)
+    # of a ring around more than half the earth Geod measures the other side: hence the slabs
+    if source.is_geographic:
+        pieces, rows = _slabs(_project(polygons, source, base, densify=False), seams=False)
+        pieces = _densify(pieces, base)
+    else:
+        dense = _densify(polygons, source)
+        pieces, rows = _slabs(_project(dense, source, base, densify=False), seams=True)
     # normalize turns shells and holes against each other, which Geod needs to subtract holes
     areas = [_one_area(geod, p) for p in shapely.normalize(pieces)]
-    return np.bincount(rows, weights=areas, minlength=len(lonlat)).astype(np.float64)
+    return np.bincount(rows, weights=areas, minlength=len(polygons)).astype(np.float64)
 
 
 def _one_area(geod: pyproj.Geod, polygon: BaseGeometry) -> float:
@@ -432,15 +436,18 @@ def _turn(crs: pyproj.CRS) -> float:
     return float(2 * np.pi / crs.axis_info[0].unit_conversion_factor)
 
 
-def _slabs(lonlat: GeometryArray) -> tuple[GeometryArray, IntArray]:
-    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows."""
+def _slabs(lonlat: GeometryArray, *, seams: bool) -> tuple[GeometryArray, IntArray]:
+    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows.
+
+    With ``seams``, an edge of more than 180 degrees is a short one across the antimeridian.
+    """
     parts, rows = shapely.get_parts(lonlat, return_index=True)
     bounds = shapely.bounds(parts)
     pieces, owners = [], []
     for part in np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 179):
         lon = shapely.get_coordinates(shapely.get_exterior_ring(parts[part]))[:, 0]
-        if np.abs(np.diff(lon)).max() > 180:
-            # small, but across the antimeridian, where Geod goes the short way
+        if seams and np.abs(np.diff(lon)).max() > 180:
+            # small, and Geod goes the short way too
             continue
         starts = np.arange(np.floor(lon.min() / 90) * 90, lon.max(), 90)
         slabs = shapely.intersection(parts[part], shapely.box(starts, -90, starts + 90, 90))

@@ -520,6 +520,13 @@ def write_objects(
     OutputError
         As :func:`write_geopackage`; if the source is missing or no file of objects; or if there
         are other layers for a format with one layer.
+
+    Notes
+    -----
+    What still grows with the objects are GDAL's spatial indices. Peak memory measured for 1, 4
+    and 10 million outlines of 16 vertices: 330, 460 and 740 MB to .gpkg (the environment variable
+    ``OGR_GPKG_MAX_RAM_USAGE_RTREE``, in bytes, bounds it at the price of time); 440, 650 and
+    1,230 MB to .fgb; 400 MB for a million to .geojson.
     """
     path, source = check_output(path, overwrite), Path(source).expanduser().absolute()
     suffix = path.suffix.lower()
