@@ -235,8 +235,8 @@ def torn():
             left[left == number] = 0
             shown[shown == number] = 0
     scenes = []
-    for ids in (left, shown):
-        ids = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.int32)
+    for numbers in (left, shown):
+        ids = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape).astype(np.int32)
         scenes.append(painted.Scene(ids, np.where(ids > 0, whole.classes, 0).astype(np.uint8)))
     assert len(np.unique(left[ndimage.binary_dilation(~valid) & valid])) > 15
     return *scenes, valid

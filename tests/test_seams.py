@@ -427,6 +427,44 @@ def test_a_dip_within_two_points_or_within_chance_is_none():
     assert sure.trusted_margin_px == 2
 
 
+def test_a_marked_dip_in_one_thin_bin_does_not_hide_in_a_wide_group():
+    # 30 trials a bin: groups of four
+    report = seam_report(counts_with([0.6, *[0.9] * 11], 30), overlap_px=64, band_share=0)
+    assert report.near.to_px == 8
+    assert report.trusted_margin_px == 2
+    # too few for that
+    counts = counts_with([0.6, *[0.9] * 11], 18)
+    assert seam_report(counts, overlap_px=64, band_share=0).trusted_margin_px == 0
+
+
+TOWN_TRIALS = np.array([240, 278, 250, 214, 658, 574, 1234, 1340, 1997, 1881, 2386, 108, 0])
+"""How the trials of a painted town lie, at an overlap of 128 px (benchmarks/town_fragments.py)."""
+
+
+@pytest.mark.parametrize(
+    ("total", "dip", "reach", "at_least", "at_most"),
+    [
+        # share of runs in which a margin above 0 is given
+        (1_000, 0.9, 0, 0.0, 0.15),
+        (10_000, 0.9, 0, 0.0, 0.02),
+        (1_000, 0.6, 8, 0.99, 1.0),
+        (1_000, 0.8, 8, 0.5, 0.7),
+        (3_000, 0.8, 8, 0.93, 1.0),
+    ],
+)
+def test_how_sure_the_margin_is(total, dip, reach, at_least, at_most):
+    """The figures of docs/stitching.md: agreement of 90 %, or less up to some distance."""
+    rng = np.random.default_rng(0)
+    shares = np.where(np.array(DISTANCE_BINS) < reach, dip, 0.9)
+    given = 0
+    for _ in range(300):
+        trials = rng.multinomial(total, TOWN_TRIALS / TOWN_TRIALS.sum())
+        hits = rng.binomial(trials, shares)
+        counts = SeamCounts(trials=tuple(trials.tolist()), hits=tuple(hits.tolist()))
+        given += seam_report(counts, overlap_px=128, band_share=0.4).trusted_margin_px > 0
+    assert at_least <= given / 300 <= at_most
+
+
 def test_thin_bins_are_joined_until_they_say_something():
     # 60 trials a bin: two make a group
     report = seam_report(counts_with([0.5, 0.5, *[0.9] * 6], 60), overlap_px=64, band_share=0)
@@ -441,8 +479,15 @@ def test_thin_bins_are_joined_until_they_say_something():
     [
         (SeamCounts.empty(), "0 objects, at least 100 are needed"),
         (counts_with([0.9] * 8, lengths=[30] * 99), "99 objects, at least 100"),
-        (counts_with([0.9] * 8, 10, lengths=LENGTHS), "80 objects seen by two tiles, at least 100"),
-        (counts_with([0.9], 150, lengths=LENGTHS), "150 objects seen by two tiles"),
+        (
+            counts_with([0.9] * 8, 10, lengths=LENGTHS),
+            "80 objects seen by two tiles, 60 of them within 16 px",
+        ),
+        (counts_with([0.9], 150, lengths=LENGTHS), "150 of them within 16 px of a tile's edge; at"),
+        (
+            counts_with([0] * 6 + [0.9] * 3, lengths=LENGTHS),
+            "3,000 objects seen by two tiles, 0 of them within 16 px",
+        ),
         (counts_with([0.9] * 8, lengths=[2e4] * 200), "over 1 % of objects exceed 16,384 px"),
     ],
 )
