@@ -14,7 +14,6 @@ so that the sum does not depend on order or parts.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -438,9 +437,7 @@ class SeamReport:
         values["agreement"] = [bin_.to_dict() for bin_ in self.agreement]
         for name in ("near", "deep"):
             values[name] = None if values[name] is None else values[name].to_dict()
-        values["enough"] = self.enough
-        checked: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
-        return checked
+        return {**values, "enough": self.enough}
 
     def lines(self) -> list[str]:
         """Return the report for people, a line each."""
