@@ -413,6 +413,8 @@ class SeamReport:
     """Share of the objects in bands that are duplicates."""
     interior_duplicate_rate: float | None
     """Share of the objects in interiors that are duplicates."""
+    rates_differ: bool | None
+    """Whether the two rates differ by more than chance (pooled z-test with Yates' correction, 95 %)."""
     joined: int
     """Objects cut by every tile that saw them: unions of parts."""
     incomplete: int
@@ -463,10 +465,12 @@ class SeamReport:
             bound = " at least" if self.margin_is_lower_bound else ""
             out.append(f"trusted margin:{bound} {self.trusted_margin_px} px from a tile's edge")
         if self.band_objects or self.interior_objects:
+            said = {None: "", True: " (more than chance)", False: " (within chance)"}
+            chance = said[self.rates_differ]
             out.append(
                 f"duplicates: {_percent(self.band_duplicate_rate)} of {self.band_objects:,} "
                 f"objects in bands, {_percent(self.interior_duplicate_rate)} of "
-                f"{self.interior_objects:,} in interiors"
+                f"{self.interior_objects:,} in interiors{chance}"
             )
         out.append(
             f"of {self.objects:,} objects {self.joined:,} were cut by every tile that saw them and "
@@ -528,6 +532,7 @@ def seam_report(counts: SeamCounts, *, overlap_px: int, band_share: float) -> Se
         interior_objects=counts.interior_objects,
         band_duplicate_rate=_rate(counts.band_duplicates, counts.band_objects),
         interior_duplicate_rate=_rate(counts.interior_duplicates, counts.interior_objects),
+        rates_differ=_rates_differ(counts),
         joined=counts.joined,
         incomplete=counts.incomplete,
         size_px=size,
@@ -604,6 +609,17 @@ def _rate(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def _rates_differ(counts: SeamCounts) -> bool | None:
+    """Say whether duplicates are more common on one side, beyond chance; None if few objects."""
+    n, m = counts.band_objects, counts.interior_objects
+    if min(n, m) < ENOUGH_TRIALS:
+        return None
+    both = (counts.band_duplicates + counts.interior_duplicates) / (n + m)
+    # less Yates' correction: few duplicates come in whole numbers
+    gap = abs(counts.band_duplicates / n - counts.interior_duplicates / m) - (1 / n + 1 / m) / 2
+    return gap > _Z95 * math.sqrt(both * (1 - both) * (1 / n + 1 / m))
+
+
 def _percent(share: float | None) -> str:
     """Return a share for people."""
     return "-" if share is None else f"{100 * share:.1f} %"
@@ -626,7 +642,10 @@ def _verdict(
         )
         if needed <= overlap_px:
             return f"--overlap {overlap_px} is {'not too small' if bound else 'enough'}: {need}"
-        return f"raise --overlap from {overlap_px} to {needed}: {need}"
+        return (
+            f"raise --overlap from {overlap_px} to {needed}: {need}; now {counts.joined:,} of "
+            f"{counts.objects:,} objects were seen whole by no tile, and joined"
+        )
     if sum(counts.sizes) < ENOUGH_TRIALS:
         few = f"{sum(counts.sizes):,} objects, at least {ENOUGH_TRIALS} are needed"
     elif size is None:
