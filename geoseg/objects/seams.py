@@ -414,7 +414,7 @@ class SeamReport:
     interior_duplicate_rate: float | None
     """Share of the objects in interiors that are duplicates."""
     rates_differ: bool | None
-    """Whether the two rates differ by more than chance (pooled z-test with Yates' correction, 95 %)."""
+    """Whether the two rates differ by more than chance (z-test with Yates' correction, 95 %)."""
     joined: int
     """Objects cut by every tile that saw them: unions of parts."""
     incomplete: int
