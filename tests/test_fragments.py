@@ -1,6 +1,8 @@
 """Fragments from the outlines and masks of any detector, and the pages that show how."""
 
 import doctest
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,11 @@ def test_the_examples_of_the_stitching_page_run():
     result = doctest.testfile(str(DOCS / "stitching.md"), module_relative=False)
     assert result.attempted > 15
     assert result.failed == 0
+
+
+def test_stitching_loads_no_network():
+    code = "import sys, geoseg; geoseg.stitch, geoseg.Fragments; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # -- outlines ---------------------------------------------------------------------------------

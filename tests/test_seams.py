@@ -383,7 +383,7 @@ LENGTHS = [30.0] * 990 + [300.0] * 10
 
 def test_margin_size_and_overlap_by_hand():
     # 0-2, 2-4, 4-6 px poor, from 6 px on as good as deep inside
-    counts = counts_with([0.5, 0.6, 0.8, 0.9, 0.9, 0.91, 0.92, 0.91], lengths=LENGTHS)
+    counts = counts_with([0.5, 0.6, 0.8, 0.9, 0.9, 0.91, 0.92, 0.91], lengths=LENGTHS, joined=7)
     report = seam_report(counts, overlap_px=64, band_share=0.4)
     assert report.trusted_margin_px == 6
     assert not report.margin_is_lower_bound
@@ -398,6 +398,7 @@ def test_margin_size_and_overlap_by_hand():
     small = seam_report(counts, overlap_px=32, band_share=0.2)
     assert not small.enough
     assert small.verdict.startswith("raise --overlap from 32 to 48: 32 px")
+    assert small.verdict.endswith("now 7 of 1,000 objects were seen whole by no tile, and joined")
 
 
 def test_agreement_that_still_rises_gives_a_lower_bound():
@@ -427,6 +428,44 @@ def test_a_dip_within_two_points_or_within_chance_is_none():
     assert sure.trusted_margin_px == 2
 
 
+def test_a_marked_dip_in_one_thin_bin_does_not_hide_in_a_wide_group():
+    # 30 trials a bin: groups of four
+    report = seam_report(counts_with([0.6, *[0.9] * 11], 30), overlap_px=64, band_share=0)
+    assert report.near.to_px == 8
+    assert report.trusted_margin_px == 2
+    # too few for that
+    counts = counts_with([0.6, *[0.9] * 11], 18)
+    assert seam_report(counts, overlap_px=64, band_share=0).trusted_margin_px == 0
+
+
+TOWN_TRIALS = np.array([240, 278, 250, 214, 658, 574, 1234, 1340, 1997, 1881, 2386, 108, 0])
+"""How the trials of a painted town lie, at an overlap of 128 px (benchmarks/town_fragments.py)."""
+
+
+@pytest.mark.parametrize(
+    ("total", "dip", "reach", "at_least", "at_most"),
+    [
+        # share of runs in which a margin above 0 is given
+        (1_000, 0.9, 0, 0.0, 0.15),
+        (10_000, 0.9, 0, 0.0, 0.02),
+        (1_000, 0.6, 8, 0.99, 1.0),
+        (1_000, 0.8, 8, 0.5, 0.7),
+        (3_000, 0.8, 8, 0.93, 1.0),
+    ],
+)
+def test_how_sure_the_margin_is(total, dip, reach, at_least, at_most):
+    """The figures of docs/stitching.md: agreement of 90 %, or less up to some distance."""
+    rng = np.random.default_rng(0)
+    shares = np.where(np.array(DISTANCE_BINS) < reach, dip, 0.9)
+    given = 0
+    for _ in range(300):
+        trials = rng.multinomial(total, TOWN_TRIALS / TOWN_TRIALS.sum())
+        hits = rng.binomial(trials, shares)
+        counts = SeamCounts(trials=tuple(trials.tolist()), hits=tuple(hits.tolist()))
+        given += seam_report(counts, overlap_px=128, band_share=0.4).trusted_margin_px > 0
+    assert at_least <= given / 300 <= at_most
+
+
 def test_thin_bins_are_joined_until_they_say_something():
     # 60 trials a bin: two make a group
     report = seam_report(counts_with([0.5, 0.5, *[0.9] * 6], 60), overlap_px=64, band_share=0)
@@ -441,8 +480,15 @@ def test_thin_bins_are_joined_until_they_say_something():
     [
         (SeamCounts.empty(), "0 objects, at least 100 are needed"),
         (counts_with([0.9] * 8, lengths=[30] * 99), "99 objects, at least 100"),
-        (counts_with([0.9] * 8, 10, lengths=LENGTHS), "80 objects seen by two tiles, at least 100"),
-        (counts_with([0.9], 150, lengths=LENGTHS), "150 objects seen by two tiles"),
+        (
+            counts_with([0.9] * 8, 10, lengths=LENGTHS),
+            "80 objects seen by two tiles, 60 of them within 16 px",
+        ),
+        (counts_with([0.9], 150, lengths=LENGTHS), "150 of them within 16 px of a tile's edge; at"),
+        (
+            counts_with([0] * 6 + [0.9] * 3, lengths=LENGTHS),
+            "3,000 objects seen by two tiles, 0 of them within 16 px",
+        ),
         (counts_with([0.9] * 8, lengths=[2e4] * 200), "over 1 % of objects exceed 16,384 px"),
     ],
 )
@@ -473,7 +519,7 @@ def test_duplicate_rates_and_lines():
     assert report.interior_duplicate_rate == 0
     text = "\n".join(report.lines())
     assert "overlap 64 px; 36.0 % of the ground seen twice" in text
-    assert "duplicates: 0.8 % of 400 objects in bands, 0.0 % of 600 in interiors" in text
+    assert "duplicates: 0.8 % of 400 objects in bands, 0.0 % of 600 in interiors (within" in text
     assert "of 1,000 objects 12 were cut by every tile that saw them and joined; 1 end" in text
     assert "99 % of the objects are under 32 px long" in text
     assert "50.0 % near its edge (0-2 px, 1,000 trials)" in text
@@ -481,6 +527,30 @@ def test_duplicate_rates_and_lines():
     assert values["near"]["share"] == 0.5
     assert values["enough"] is True
     assert len(values["agreement"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("band", "interior", "differ"),
+    [
+        ((141, 1587), (102, 1264), False),  # 8.9 and 8.1 %
+        ((141, 1587), (60, 1264), True),  # 8.9 and 4.7 %
+        ((20, 1000), (60, 1000), True),
+        ((0, 1000), (0, 1000), False),
+        ((3, 400), (0, 600), False),  # by Fisher's exact test 6 %
+        ((50, 99), (0, 1000), None),
+        ((0, 0), (0, 0), None),
+    ],
+)
+def test_rates_of_duplicates_are_held_against_chance(band, interior, differ):
+    counts = SeamCounts(
+        band_duplicates=band[0],
+        band_objects=band[1],
+        interior_duplicates=interior[0],
+        interior_objects=interior[1],
+    )
+    report = seam_report(counts, overlap_px=64, band_share=0.4)
+    assert report.rates_differ is differ
+    assert ("within chance" in "\n".join(report.lines())) == (differ is False)
 
 
 def test_a_detector_that_is_blind_near_its_edge_is_found_out():

@@ -14,7 +14,6 @@ so that the sum does not depend on order or parts.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -39,6 +38,12 @@ DUPLICATE_SHARE = 0.5
 
 ENOUGH_TRIALS = 100
 """Fewer say nothing: at 90 % agreement, 100 trials are right to 6 percentage points."""
+
+FEW_TRIALS = 20
+"""A single bin with as many can show a marked dip."""
+
+EDGE_PX = 16
+"""There must be enough trials nearer to the edge than this: a dip there would not show else."""
 
 DEEP_QUARTER = 0.25
 """Share of all trials, those farthest from the edge, whose agreement is the deep one."""
@@ -408,6 +413,8 @@ class SeamReport:
     """Share of the objects in bands that are duplicates."""
     interior_duplicate_rate: float | None
     """Share of the objects in interiors that are duplicates."""
+    rates_differ: bool | None
+    """Whether the two rates differ by more than chance (z-test with Yates' correction, 95 %)."""
     joined: int
     """Objects cut by every tile that saw them: unions of parts."""
     incomplete: int
@@ -432,9 +439,7 @@ class SeamReport:
         values["agreement"] = [bin_.to_dict() for bin_ in self.agreement]
         for name in ("near", "deep"):
             values[name] = None if values[name] is None else values[name].to_dict()
-        values["enough"] = self.enough
-        checked: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
-        return checked
+        return {**values, "enough": self.enough}
 
     def lines(self) -> list[str]:
         """Return the report for people, a line each."""
@@ -460,10 +465,12 @@ class SeamReport:
             bound = " at least" if self.margin_is_lower_bound else ""
             out.append(f"trusted margin:{bound} {self.trusted_margin_px} px from a tile's edge")
         if self.band_objects or self.interior_objects:
+            said = {None: "", True: " (more than chance)", False: " (within chance)"}
+            chance = said[self.rates_differ]
             out.append(
                 f"duplicates: {_percent(self.band_duplicate_rate)} of {self.band_objects:,} "
                 f"objects in bands, {_percent(self.interior_duplicate_rate)} of "
-                f"{self.interior_objects:,} in interiors"
+                f"{self.interior_objects:,} in interiors{chance}"
             )
         out.append(
             f"of {self.objects:,} objects {self.joined:,} were cut by every tile that saw them and "
@@ -496,7 +503,8 @@ def seam_report(counts: SeamCounts, *, overlap_px: int, band_share: float) -> Se
     Returns
     -------
     SeamReport
-        With None, and a sentence that says so, where there are fewer than `ENOUGH_TRIALS`.
+        With None, and a sentence that says so, where there are fewer than `ENOUGH_TRIALS` within
+        `EDGE_PX` of a tile's edge, or away from it, or fewer objects than that.
 
     References
     ----------
@@ -504,7 +512,7 @@ def seam_report(counts: SeamCounts, *, overlap_px: int, band_share: float) -> Se
     """
     bins = _agreement(counts)
     groups = _groups(bins)
-    margin, bound = _trusted_margin(groups)
+    margin, bound = _trusted_margin(groups, bins)
     size = _size_under(counts.sizes)
     needed = None
     if margin is not None and size is not None:
@@ -524,6 +532,7 @@ def seam_report(counts: SeamCounts, *, overlap_px: int, band_share: float) -> Se
         interior_objects=counts.interior_objects,
         band_duplicate_rate=_rate(counts.band_duplicates, counts.band_objects),
         interior_duplicate_rate=_rate(counts.interior_duplicates, counts.interior_objects),
+        rates_differ=_rates_differ(counts),
         joined=counts.joined,
         incomplete=counts.incomplete,
         size_px=size,
@@ -540,7 +549,9 @@ def _agreement(counts: SeamCounts) -> list[Agreement]:
 
 
 def _groups(bins: Sequence[Agreement]) -> list[Agreement]:
-    """Join bins, from the farthest inwards, until each has enough trials; [] if two cannot be."""
+    """Join bins, from the farthest inwards, until each has enough trials; [] if too few."""
+    if _near_edge(bins) < ENOUGH_TRIALS:
+        return []
     left = [bin_ for bin_ in bins if bin_.trials]
     wanted = max(ENOUGH_TRIALS, math.ceil(DEEP_QUARTER * sum(b.trials for b in left)))
     groups: list[Agreement] = []
@@ -555,24 +566,31 @@ def _groups(bins: Sequence[Agreement]) -> list[Agreement]:
     return groups if len(groups) > 1 else []
 
 
-def _trusted_margin(groups: Sequence[Agreement]) -> tuple[int | None, bool]:
-    """Return the smallest distance from which on all groups agree, and if it is a lower bound."""
+def _near_edge(bins: Sequence[Agreement]) -> int:
+    """Return the number of trials next to a tile's edge."""
+    return sum(bin_.trials for bin_ in bins if bin_.from_px < EDGE_PX)
+
+
+def _trusted_margin(
+    groups: Sequence[Agreement], bins: Sequence[Agreement]
+) -> tuple[int | None, bool]:
+    """Return the smallest distance from which on all agree, and whether it is a lower bound."""
     if not groups:
         return None, False
-    deep = groups[-1]
+    deep, inner = groups[-1], groups[:-1]
     floor = deep.hits / deep.trials - TOLERANCE
-    trusted = deep
-    for group in reversed(groups[:-1]):
-        if _upper_bound(group.hits, group.trials) < floor:
-            return trusted.from_px, trusted is deep
-        trusted = group
-    # trusted as far as there are trials
-    return groups[0].from_px, False
+    # a group holds many trials, a bin alone is narrow: a short dip must not hide in a wide group
+    alone = [b for b in bins if b.trials >= FEW_TRIALS and b.from_px < deep.from_px]
+    short = [g.to_px for g in (*inner, *alone) if g.to_px and _upper_bound(g) < floor]
+    # trusted as far as there are trials where none falls short
+    margin = max(short, default=groups[0].from_px)
+    return margin, margin == inner[-1].to_px
 
 
-def _upper_bound(hits: int, trials: int) -> float:
-    """Return the upper end of Wilson's 95 % interval of a share."""
-    share, z2 = hits / trials, _Z95**2
+def _upper_bound(group: Agreement) -> float:
+    """Return the upper end of Wilson's 95 % interval of a group's share."""
+    trials, z2 = group.trials, _Z95**2
+    share = group.hits / trials
     spread = _Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     return (share + z2 / (2 * trials) + spread) / (1 + z2 / trials)
 
@@ -589,6 +607,17 @@ def _size_under(sizes: Sequence[int]) -> float | None:
 def _rate(part: int, whole: int) -> float | None:
     """Divide; None for nothing of nothing."""
     return part / whole if whole else None
+
+
+def _rates_differ(counts: SeamCounts) -> bool | None:
+    """Say whether duplicates are more common on one side, beyond chance; None if few objects."""
+    n, m = counts.band_objects, counts.interior_objects
+    if min(n, m) < ENOUGH_TRIALS:
+        return None
+    both = (counts.band_duplicates + counts.interior_duplicates) / (n + m)
+    # less Yates' correction: few duplicates come in whole numbers
+    gap = abs(counts.band_duplicates / n - counts.interior_duplicates / m) - (1 / n + 1 / m) / 2
+    return gap > _Z95 * math.sqrt(both * (1 - both) * (1 / n + 1 / m))
 
 
 def _percent(share: float | None) -> str:
@@ -613,14 +642,18 @@ def _verdict(
         )
         if needed <= overlap_px:
             return f"--overlap {overlap_px} is {'not too small' if bound else 'enough'}: {need}"
-        return f"raise --overlap from {overlap_px} to {needed}: {need}"
+        return (
+            f"raise --overlap from {overlap_px} to {needed}: {need}; now {counts.joined:,} of "
+            f"{counts.objects:,} objects were seen whole by no tile, and joined"
+        )
     if sum(counts.sizes) < ENOUGH_TRIALS:
         few = f"{sum(counts.sizes):,} objects, at least {ENOUGH_TRIALS} are needed"
     elif size is None:
         return f"the overlap cannot be judged: over 1 % of objects exceed {SIZE_BINS[-1]:,.0f} px"
     else:
         few = (
-            f"{sum(counts.trials):,} objects seen by two tiles, at least {ENOUGH_TRIALS} both near "
-            "a tile's edge and away from it are needed"
+            f"{sum(counts.trials):,} objects seen by two tiles, {_near_edge(_agreement(counts)):,} "
+            f"of them within {EDGE_PX} px of a tile's edge; at least {ENOUGH_TRIALS} are needed "
+            "there, and as many away from it"
         )
     return f"too few to say whether --overlap {overlap_px} is enough: {few}"

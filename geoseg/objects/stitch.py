@@ -280,7 +280,9 @@ def _agreement(
 
 def _shown_to(bounds: DoubleArray, own: IntArray, window: DoubleArray) -> tuple[IntArray, IntArray]:
     """Return the rows of bounds that lie in another window than their own, and that window."""
-    tile, near = shapely.STRtree(shapely.box(*window.T)).query(shapely.box(*window.T))
+    boxes, used = shapely.box(*window.T), np.unique(own)
+    tile, near = shapely.STRtree(boxes).query(boxes[used])
+    tile = used[tile]
     tile, near = tile[tile != near], near[tile != near]
     order = np.argsort(tile, kind="stable")
     near = near[order].astype(np.int64)
