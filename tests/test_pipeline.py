@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import geopandas as gpd
@@ -14,11 +15,16 @@ import rasterio
 import shapely
 from affine import Affine
 from painted import Painter, Scene, blob, blob_scene
+from rasterio.enums import Resampling
+from rasterio.warp import calculate_default_transform, reproject
 from stubs import Bright, Capped, Stub
 
 from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError, SourceError, TileError
+from geoseg.jobs import sheets
+from geoseg.jobs.bands import rows_in_bands
 from geoseg.jobs.pipeline import run_detect
+from geoseg.objects.evaluate import evaluate
 from geoseg.outputs.tables import OBJECT_DTYPES
 
 UTM = "EPSG:32633"
@@ -414,6 +420,131 @@ def test_overlapping_sheets_give_each_object_once(image, make_raster, scene, tmp
     assert np.quantile(iou, 0.05) > 0.97
     apart = run([tmp_path / "sheets"], cross_image=False).objects
     assert len(apart) > len(both)
+
+
+def test_sheets_in_another_crs_with_other_pixels_give_each_object_once(
+    image, make_raster, scene, tmp_path
+):
+    whole = run(image).objects
+    middle = scene.pixels.shape[2] // 2
+    left, right = slice(0, middle + 130), slice(middle - 130, None)
+    make_raster("sheets/left.tif", scene.pixels[:, :, left], transform=NORTH_UP, crs=UTM)
+    # six degrees from its meridian the neighbouring zone stands 4.6 degrees askew
+    at = NORTH_UP @ Affine.translation(right.start, 0)
+    given = scene.pixels[:, :, right]
+    bounds = rasterio.transform.array_bounds(*given.shape[1:], at)
+    to, width, height = calculate_default_transform(
+        UTM, "EPSG:32632", given.shape[2], given.shape[1], *bounds, resolution=0.12
+    )
+    warped = [
+        reproject(
+            band, np.zeros((height, width), band.dtype), src_transform=at, src_crs=UTM,
+            dst_transform=to, dst_crs="EPSG:32632", resampling=Resampling.nearest,
+        )[0]
+        for band in (*given, np.ones_like(given[0]))
+    ]  # fmt: skip
+    pixels, seen = np.stack(warped[:-1]), warped[-1] > 0
+    make_raster("sheets/right.tif", pixels, transform=to, crs="EPSG:32632", mask=seen)
+    both = run([tmp_path / "sheets"], tile_size=256, gsd="native")
+    a, _, iou = match(whole.geometry.to_numpy(), both.objects.geometry.to_numpy())
+    assert len(whole) == len(both.objects) == len(a)
+    assert np.median(iou) > 0.9
+    assert set(both.objects["image"]) == {"left.tif", "right.tif"}
+    apart = run([tmp_path / "sheets"], cross_image=False, gsd="native").objects
+    assert len(apart) > len(whole) + 30
+
+
+def test_a_thing_on_three_sheets_is_one(image, make_raster, scene, tmp_path):
+    whole = run(image).objects
+    width = scene.pixels.shape[2]
+    # sheets that overlap so far that the middle is on all of them
+    for k, cols in enumerate((slice(0, 560), slice(130, 690), slice(260, width))):
+        at = NORTH_UP @ Affine.translation(cols.start, 0)
+        make_raster(f"sheets/{k}.tif", scene.pixels[:, :, cols], transform=at, crs=UTM)
+    three = run([tmp_path / "sheets"], output=tmp_path / "three.parquet")
+    a, _, _ = match(whole.geometry.to_numpy(), three.objects.geometry.to_numpy())
+    assert len(whole) == len(three.objects) == len(a)
+    # strips decide what a sweep holds, never what comes out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sheets, "STRIP_OBJECTS", 9)
+        many = run([tmp_path / "sheets"], output=tmp_path / "many.parquet")
+    same_table(three.objects, many.objects)
+    assert (tmp_path / "three.parquet").read_bytes() == (tmp_path / "many.parquet").read_bytes()
+
+
+def test_the_same_bytes_for_any_number_of_workers_and_any_supertiles(image, tmp_path):
+    expected = b""
+    for number, (supertile, workers) in enumerate([(4096, 1), (448, 1), (256, 2), (256, 8)]):
+        output = tmp_path / f"{number}.parquet"
+        result = run(image, output=output, supertile_size=supertile, workers=workers)
+        expected = expected or output.read_bytes()
+        assert output.read_bytes() == expected, (supertile, workers)
+        assert result.n_objects > 150
+
+
+@pytest.mark.parametrize("shift", [1, 37, 128])
+def test_moving_the_grid_of_tiles_moves_no_object(make_raster, scene, shift):
+    plain = run(make_raster("plain.tif", scene.pixels, transform=NORTH_UP, crs=UTM)).objects
+    pixels = np.pad(scene.pixels, [(0, 0), (shift, 0), (shift, 0)])
+    at = NORTH_UP @ Affine.translation(-shift, -shift)
+    moved = run(make_raster("moved.tif", pixels, transform=at, crs=UTM)).objects
+    a, b, iou = match(plain.geometry.to_numpy(), moved.geometry.to_numpy())
+    assert len(plain) == len(moved) == len(a)
+    assert plain["class"].iloc[a].tolist() == moved["class"].iloc[b].tolist()
+    assert iou.min() > 0.9
+
+
+def test_the_seam_report_of_a_run(image, tmp_path):
+    result = run(image, output=tmp_path / "o.gpkg", supertile_size=256)
+    whole = run(image, supertile_size=4096)
+    # what is counted does not depend on where it was counted
+    assert result.seams == whole.seams
+    assert result.seams.objects == result.n_objects
+    # an exact detector shows in each tile all that its neighbour shows there
+    assert result.seams.trials > 50
+    assert all(bin_.hits == bin_.trials for bin_ in result.seams.agreement)
+    assert result.seams.band_duplicate_rate == result.seams.interior_duplicate_rate == 0
+    assert result.seams.joined == (result.objects["n_parts"] > 1).sum() > 0
+    manifest = json.loads((result.run_dir / "run.json").read_text())
+    assert manifest["seams"] == result.seams.to_dict()
+
+
+def test_bands_and_interiors_with_truth(image, scene, tmp_path):
+    result = run(image, output=tmp_path / "o.gpkg")
+    in_band = rows_in_bands(result.run_dir, result.objects)
+    assert 0 < in_band.sum() < len(in_band)
+    x, y = shapely.get_coordinates(result.objects.representative_point()).T
+    col, row = (x - 500_000) / GSD, (5_500_000 - y) / GSD
+    # windows start every 192 px and are 256 px long; the last ones move inwards
+    looks = [sum(s <= v < s + 256 for s in starts) for v, starts in
+             [(c, (0, 192, 384, 564)) for c in col]]  # fmt: skip
+    looks = np.array(looks) * [sum(s <= v < s + 256 for s in (0, 192, 384, 444)) for v in row]
+    assert (in_band == (looks >= 2)).all()
+    truth = gpd.GeoDataFrame(geometry=place(scene.truth()[0], NORTH_UP), crs=UTM)
+    found = evaluate(
+        result.objects, truth, in_band=(in_band, rows_in_bands(result.run_dir, truth.to_crs(4326)))
+    )
+    assert found.bands.f1 == found.interiors.f1 == 1
+    assert found.bands.n_truth + found.interiors.n_truth == len(truth)
+    with pytest.raises(ConfigError, match="no finished run"):
+        rows_in_bands(tmp_path, truth)
+
+
+def test_class_agnostic_gives_one_object_where_tiles_disagree(image):
+    class Wavering(Stub):
+        """Names the class anew in every tile."""
+
+        fingerprint = "wavering"
+
+        def find(self, pixels, *args):
+            return super().find(
+                np.stack([pixels[0], np.where(pixels[1], 1 + pixels[0].sum() % 3, 0)]), *args
+            )
+
+    whole = run(image).objects
+    by_class = run(image, Wavering()).objects
+    agnostic = run(image, Wavering(), class_agnostic=True, supertile_size=256).objects
+    assert len(by_class) > len(whole) == len(agnostic)
 
 
 def test_finished_outlines(image, scene):

@@ -18,8 +18,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geoseg.imagery.georef import geodesic_area_perimeter
-from geoseg.objects.sheets import Sheets, join_sheets
-from geoseg.records import IntArray
+from geoseg.objects.sheets import Sheets, join_sheets, seen_areas
+from geoseg.records import GeometryArray, IntArray
 
 STRIP_OBJECTS = 50_000
 """Objects of a strip, about; bounds memory."""
@@ -58,7 +58,7 @@ class SheetJoin:
     ) -> None:
         self.footprints, self.near, self.crs_wkt = list(footprints), near, crs_wkt
         self._folder = folder
-        self._shared = _shared_ground(self.footprints)
+        self._shared = _shared_ground(seen_areas(self.footprints, near))
         strips = min(MAX_STRIPS, -(-n_objects // STRIP_OBJECTS))
         _, low, _, high = shapely.total_bounds(self._shared)
         self._edges = np.linspace(low, high, max(1, strips) + 1)[1:-1]
@@ -179,9 +179,8 @@ class SheetJoin:
         return table.filter(pa.array(keep))
 
 
-def _shared_ground(footprints: Sequence[shapely.Geometry]) -> list[shapely.Geometry]:
+def _shared_ground(areas: GeometryArray) -> list[shapely.Geometry]:
     """Return for each image the part of its area that others show too."""
-    areas = np.array(footprints, dtype=object)
     tree = shapely.STRtree(areas)
     shared = []
     for number, area in enumerate(areas):

@@ -108,12 +108,21 @@ def _depth(sheets: Sheets) -> DoubleArray:
     return out
 
 
+def seen_areas(footprints: Sequence[shapely.Geometry], near: float) -> GeometryArray:
+    """Return the areas in which objects of each sheet may lie.
+
+    Imaged areas are known to within ``near``: a piece at the very end of a sheet may lie outside.
+    """
+    return np.asarray(shapely.buffer(list(footprints), near, join_style="mitre"), dtype=object)
+
+
 def _pairs(sheets: Sheets) -> tuple[IntArray, IntArray, DoubleArray, DoubleArray]:
     """Return pairs of different sheets that meet, with IoU and share of the smaller one."""
     found = []
-    for i in range(len(sheets.footprints)):
-        for j in range(i + 1, len(sheets.footprints)):
-            both = shapely.intersection(sheets.footprints[i], sheets.footprints[j])
+    areas = seen_areas(sheets.footprints, sheets.near)
+    for i in range(len(areas)):
+        for j in range(i + 1, len(areas)):
+            both = shapely.intersection(areas[i], areas[j])
             if both.area > 0:
                 found.append(_pairs_of_two(sheets, i, j, both))
     if not found:
