@@ -22,6 +22,9 @@ _PLANE_EXTENT_M = 500.0
 """Polygons up to this size / (1 + tan(latitude)) are measured in an equal-area plane, larger ones
 edge by edge: a geodesic bends in that plane by its length squared times tan(latitude)."""
 
+_SHORT_EDGE_M = 200.0
+"""Edges up to this length / (1 + tan(latitude)) need no geodesic."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkingGrid:
@@ -261,9 +264,27 @@ def _perimeters(lonlat: GeometryArray, geod: pyproj.Geod) -> DoubleArray:
     rings, ring_part = shapely.get_rings(parts, return_index=True)
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     edge = np.flatnonzero(ring[1:] == ring[:-1])
-    _, _, metres = geod.inv(xy[edge, 0], xy[edge, 1], xy[edge + 1, 0], xy[edge + 1, 1])
+    metres = _edge_lengths(xy[edge], xy[edge + 1], geod)
     owner = part_owner[ring_part[ring[edge]]] if len(edge) else np.zeros(0, np.int64)
     return np.bincount(owner, weights=metres, minlength=len(lonlat)).astype(np.float64)
+
+
+def _edge_lengths(start: DoubleArray, end: DoubleArray, geod: pyproj.Geod) -> DoubleArray:
+    """Return the lengths of edges on the ellipsoid, (n,) metres.
+
+    Short ones by the radii of curvature at their middle latitude, right to 1e-10 of the length
+    (the next term of the series has length squared by radius squared); others as geodesics.
+    """
+    east, north = np.deg2rad((end[:, 0] - start[:, 0] + 180) % 360 - 180), end[:, 1] - start[:, 1]
+    latitude = np.deg2rad(start[:, 1] + north / 2)
+    curve = 1 - geod.es * np.sin(latitude) ** 2
+    along = geod.a * (1 - geod.es) / curve**1.5 * np.deg2rad(north)
+    across = geod.a / np.sqrt(curve) * np.cos(latitude) * east
+    metres = np.hypot(along, across)
+    # meridians draw together towards the poles
+    long = np.flatnonzero(metres * (1 + np.abs(np.tan(latitude))) > _SHORT_EDGE_M)
+    metres[long] = geod.inv(*start[long].T, *end[long].T)[2]
+    return np.asarray(metres)
 
 
 def _bend_m(xy: DoubleArray, owner: IntArray, count: int) -> DoubleArray:
