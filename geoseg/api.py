@@ -37,8 +37,9 @@ def detect(
     **settings
         The other options of ``geoseg detect``, with underscores: ``tile_size``, ``overlap``,
         ``min_score``, ``gsd``, ``bidx``, ``aoi``, ``regions``, ``workers``, ``device``,
-        ``supertile_size``, ``run_dir``, ``overwrite``, ``dst_crs``. See
-        `geoseg.config.DetectSettings` for units and ranges.
+        ``supertile_size``, ``run_dir``, ``overwrite``, ``dst_crs``, ``cross_image``,
+        ``class_agnostic``, ``simplify`` and so on. See `geoseg.config.DetectSettings` for units
+        and ranges.
 
     Returns
     -------

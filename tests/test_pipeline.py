@@ -144,11 +144,21 @@ def test_the_same_objects_for_other_tile_sizes(image):
     assert (one["touches_edge"].to_numpy()[a] == two["touches_edge"].to_numpy()[b]).all()
 
 
-def test_a_detector_at_its_cap_looks_again_in_quarters(image, scene):
+def test_a_detector_at_its_cap_looks_again_in_quarters(image, scene, tmp_path):
     result = run(image, Capped(30), tile_size=512, overlap=128, supertile_size=768)
     check_against(scene, result.objects, NORTH_UP)
     assert result.saturated > 0
     assert any("run in quarters" in note for note in result.notes)
+    # and it says where
+    kept = run(
+        image, Capped(30), tile_size=512, overlap=128, supertile_size=768, run_dir=tmp_path / "r"
+    )
+    places = json.loads((kept.run_dir / "run.json").read_text())["saturated_places"]
+    assert len(places) == kept.saturated == kept.coverage["tiles_saturated"].sum()
+    truth = scene.truth()[0]
+    for place_ in places:
+        x, y, width, height = place_["window"]
+        assert shapely.intersects(truth, shapely.box(x, y, x + width, y + height)).sum() >= 30
     parts = run(image, Capped(30), tile_size=512, overlap=128, supertile_size=512)
     same_table(result.objects, parts.objects)
     # where even the smallest quarters are full, the run says so

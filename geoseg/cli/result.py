@@ -30,6 +30,7 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     )
     for note in result.notes:
         click.echo(f"note: {note}")
+    click.echo(f"seams: {result.seams.verdict}")
     if result.exit_code:
         click.echo(
             "supertiles failed: see the coverage layer; the same command with --overwrite tries "
@@ -51,6 +52,7 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "peak_mb": result.peak_mb,
         "notes": list(result.notes),
+        "seams": result.seams.to_dict(),
     }
     if result.regions is not None:
         rows = result.regions.drop(columns=result.regions.geometry.name)

@@ -284,6 +284,23 @@ def _plain(settings: DetectSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if value is not None}
 
 
+def _saturated_places(plan: RunPlan, summaries: Sequence[PartSummary]) -> list[dict[str, Any]]:
+    """Return where tiles reached a cap of the detector: image, tile, and its window in grid px."""
+    places = []
+    for s in summaries:
+        image = plan.images[s.image]
+        for row, col in s.saturated:
+            window = image.tiles.tile(row, col).window
+            places.append(
+                {
+                    "image": Path(image.info.path).name,
+                    "tile": [row, col],
+                    "window": [int(v) for v in window.flatten()],
+                }
+            )
+    return places
+
+
 def _manifest(
     plan: RunPlan, result: RunResult, summaries: Sequence[PartSummary], run_seconds: float
 ) -> dict[str, Any]:
@@ -317,6 +334,7 @@ def _manifest(
         "objects": result.n_objects,
         "supertiles": result.supertiles,
         "saturated_tiles": result.saturated,
+        "saturated_places": _saturated_places(plan, summaries),
         "seconds": {
             "total": round(result.seconds, 2),
             "supertiles": round(run_seconds, 2),
