@@ -1,20 +1,26 @@
 """Stitching a large painted town: time per fragment, at any size, and against SAHI.
 
-python benchmarks/stitch_scale.py                      (a million fragments, two processes)
-python benchmarks/stitch_scale.py --fragments 100000   (shorter)
+python benchmarks/stitch_scale.py                                         (a million of each)
+python benchmarks/stitch_scale.py --fragments 100000 --objects 100000     (shorter)
+python benchmarks/stitch_scale.py --objects 10000000                      (30 GB of disk, an hour)
 
-As in a job: supertiles are split and stitched by worker processes, then one pass over the
-fragments that wait at the seams. The detections are made before the clock runs. SAHI is
-optional: pip install sahi.
+First stitching alone: supertiles are split and stitched by worker processes, then one pass over
+the fragments that wait at the seams. Then all of a job but the network: parts, joins out of core,
+GeoPackage and GeoParquet (`end_to_end.py`). The detections are made before the clock runs. SAHI
+is optional: pip install sahi.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import common
@@ -157,7 +163,53 @@ def against_sahi() -> list[dict[str, Any]]:
     return rows
 
 
-def report(towns: list[dict[str, Any]], rivals: list[dict[str, Any]], command: str) -> str:
+def end_to_end(objects: int) -> dict[str, Any]:
+    """Run `end_to_end.py` in a process of its own, so that peaks of memory do not mix."""
+    script = Path(__file__).with_name("end_to_end.py")
+    command = [sys.executable, str(script), "--objects", str(objects)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def end_to_end_part(runs: list[dict[str, Any]]) -> list[str]:
+    """Return the part of the page on whole jobs."""
+    first, last = runs[0], runs[-1]
+    stages = list(last["seconds"])
+    growth = last["us_per_object"] / first["us_per_object"]
+    largest = max(last["worker_mb"], last["driver_mb"])
+    return [
+        "## End to end, out of core",
+        "The same town from its detections to tables, with two worker processes and the parts, "
+        "joins and writers of `geoseg detect`; outlines simplified to 0.25 px. Seconds by the "
+        "wall clock; memory is the largest resident size of any worker, and of the driver.",
+        common.table(
+            ("objects", "fragments", *(f"{s} s" for s in stages), "us an object", "worker MB",
+             "driver MB", "parts GB", "GeoPackage GB", "GeoParquet GB"),
+            [
+                (
+                    f"{r['objects']:,}",
+                    f"{r['fragments']:,}",
+                    *(f"{r['seconds'][s]:.1f}" for s in stages),
+                    f"{r['us_per_object']:.0f}",
+                    f"{r['worker_mb']:.0f}",
+                    f"{r['driver_mb']:.0f}",
+                    *(f"{r[f'{name}_gb']:.2f}" for name in ("parts", "gpkg", "parquet")),
+                )
+                for r in runs
+            ],
+        ),
+        f"Time per object at {last['objects']:,} objects is {growth:.2f} times that at "
+        f"{first['objects']:,}; the largest process has {largest:,.0f} MB.",
+    ]  # fmt: skip
+
+
+def report(
+    towns: list[dict[str, Any]],
+    whole: list[dict[str, Any]],
+    rivals: list[dict[str, Any]],
+    command: str,
+) -> str:
     """Return the page."""
     largest = towns[-1]
     flat = largest["us_per_fragment"] / towns[0]["us_per_fragment"]
@@ -204,6 +256,8 @@ def report(towns: list[dict[str, Any]], rivals: list[dict[str, Any]], command: s
         ),
         flatness,
     ]
+    if whole:
+        lines += end_to_end_part(whole)
     lines += ["## Against SAHI's postprocess", common.sahi_in_words()]
     if rivals:
         lines.append(
@@ -235,20 +289,28 @@ def report(towns: list[dict[str, Any]], rivals: list[dict[str, Any]], command: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fragments", type=int, default=1_000_000)
-    most = parser.parse_args().fragments
+    parser.add_argument("--objects", type=int, default=1_000_000, help="end to end; 0: leave out")
+    wanted = parser.parse_args()
+    most = wanted.fragments
     towns = []
     for size in sorted({n for n in (10_000, 100_000) if n < most} | {most}):
         towns.append(run_town(size))
         print(towns[-1], flush=True)
+    whole = []
+    sizes = {n for n in (100_000, 1_000_000) if n < wanted.objects} | {wanted.objects}
+    for size in sorted(sizes - {0}):
+        whole.append(end_to_end(size))
+        print(whole[-1], flush=True)
     rivals = against_sahi() if common.SAHI_VERSION else []
     figures = {
         "machine": common.machine(),
         "sahi": common.SAHI_VERSION,
         "towns": towns,
+        "end_to_end": whole,
         "against_sahi": rivals,
     }
-    command = f"python benchmarks/stitch_scale.py --fragments {most}"
-    common.write("stitch_scale", report(towns, rivals, command), figures)
+    command = f"python benchmarks/stitch_scale.py --fragments {most} --objects {wanted.objects}"
+    common.write("stitch_scale", report(towns, whole, rivals, command), figures)
 
 
 if __name__ == "__main__":
