@@ -180,9 +180,9 @@ def end_to_end_part(runs: list[dict[str, Any]]) -> list[str]:
     largest = max(last["worker_mb"], last["driver_mb"])
     return [
         "## End to end, out of core",
-        "The same town from its detections to tables, with two worker processes and the parts, "
+        ("The same town from its detections to tables, with two worker processes and the parts, "
         "joins and writers of `geoseg detect`; outlines simplified to 0.25 px. Seconds by the "
-        "wall clock; memory is the largest resident size of any worker, and of the driver.",
+        "wall clock; memory is the largest resident size of any worker, and of the driver."),
         common.table(
             ("objects", "fragments", *(f"{s} s" for s in stages), "us an object", "worker MB",
              "driver MB", "parts GB", "GeoPackage GB", "GeoParquet GB"),
@@ -199,8 +199,8 @@ def end_to_end_part(runs: list[dict[str, Any]]) -> list[str]:
                 for r in runs
             ],
         ),
-        f"Time per object at {last['objects']:,} objects is {growth:.2f} times that at "
-        f"{first['objects']:,}; the largest process has {largest:,.0f} MB.",
+        (f"Time per object at {last['objects']:,} objects is {growth:.2f} times that at "
+        f"{first['objects']:,}; the largest process has {largest:,.0f} MB."),
     ]  # fmt: skip
 
 
