@@ -223,6 +223,26 @@ def test_detect_prints_numbers_that_add_up(painted, tmp_path, capfd):
     assert main(["detect", str(painted), "-o", str(output), *OWN, "--overwrite"]) == 0
     out, _ = capfd.readouterr()
     assert f"{told['objects']} objects in " in out
+    assert f"seams: {told['seams']['verdict']}" in out
+
+
+def test_evaluate_tells_bands_from_interiors_of_a_run(painted, tmp_path, capfd):
+    output = tmp_path / "o.gpkg"
+    assert main(["detect", str(painted), "-o", str(output), *OWN]) == 0
+    capfd.readouterr()
+    # the objects themselves for truth: all is found, in both places
+    args = ["evaluate", str(output), str(output), "--layer", "objects"]
+    run_dir = ["--run-dir", str(tmp_path / "o.geoseg-run")]
+    assert main([*args, *run_dir, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    bands, interiors = told["bands"], told["interiors"]
+    assert bands["n_truth"] > 0 < interiors["n_truth"]
+    assert bands["n_truth"] + interiors["n_truth"] == told["n_truth"]
+    assert bands["f1"] == interiors["f1"] == 1
+    assert main([*args, *run_dir]) == 0
+    assert "where two or more tiles looked (bands)" in capfd.readouterr().out
+    assert main([*args, "--run-dir", str(tmp_path)]) == 2
+    assert "no finished run" in capfd.readouterr().err
 
 
 def test_run_a_job_file(painted, tmp_path, capfd, monkeypatch):
