@@ -157,9 +157,6 @@ def run_join(task: JoinTask) -> JoinSummary:
     left_open = len(left.settled) + len(left.waiting) > 0
     if left_open:
         write_part(task.left_open, left, durable=False)
-    if task.level:
-        for path in task.inputs:
-            path.unlink()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return JoinSummary(squares, len(table), left_open, seams + duplicates, round(peak_mb, 1))
 
@@ -309,6 +306,10 @@ def join_parts(
                     f"{outcome}. What was found is kept: the same command goes on from it"
                 ) from outcome
             done[task.image.number].append((task, outcome))
+            if level:
+                # not in the task: it may have to run again
+                for path in task.inputs:
+                    path.unlink()
             if outcome.left_open:
                 place = task.image.number, (task.index[0] // 2, task.index[1] // 2)
                 inputs[place] = tuple(sorted((*inputs.get(place, ()), task.left_open)))
