@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from geoseg.api import detect
     from geoseg.models.detector import Detector
     from geoseg.models.registry import load_model
+    from geoseg.objects.compare import compare
     from geoseg.objects.count import count
     from geoseg.objects.evaluate import evaluate
     from geoseg.objects.stitch import stitch
@@ -31,6 +32,7 @@ _WHERE = {
     "detect": "geoseg.api",
     "Detector": "geoseg.models.detector",
     "load_model": "geoseg.models.registry",
+    "compare": "geoseg.objects.compare",
     "count": "geoseg.objects.count",
     "evaluate": "geoseg.objects.evaluate",
     "stitch": "geoseg.objects.stitch",
@@ -48,6 +50,7 @@ __all__ = [
     "Instances",
     "Objects",
     "Tile",
+    "compare",
     "count",
     "detect",
     "evaluate",

@@ -33,6 +33,15 @@ STATUS_COLOURS: dict[str, Colour] = {
     "nodata": (160, 160, 160),
     "failed": (210, 40, 40),
 }
+CHANGE_COLOURS: dict[str, Colour] = {
+    "kept": (150, 150, 150),
+    "grown": (240, 170, 40),
+    "shrunk": (150, 90, 220),
+    "appeared": (40, 190, 80),
+    "gone": (225, 50, 45),
+    "split": (40, 110, 240),
+    "merged": (0, 180, 190),
+}
 _FILL_ALPHA = 70
 _HEADER = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 
@@ -68,8 +77,14 @@ def style_coverage(field: str = "status") -> str:
     return _categories(field, [(name, colour, 40) for name, colour in STATUS_COLOURS.items()])
 
 
+def style_changes(field: str = "change") -> str:
+    """Return QML for changes between dates: one colour per kind."""
+    rows = [(name, colour, _FILL_ALPHA) for name, colour in CHANGE_COLOURS.items()]
+    return _categories(field, rows)
+
+
 def default_styles(layers: dict[str, gpd.GeoDataFrame]) -> dict[str, str]:
-    """Return QML for the layers that we know: ``objects``, ``regions`` and ``coverage``.
+    """Return QML for the layers that we know: ``objects``, ``regions``, ``coverage``, ``changes``.
 
     The label of a region is the field in ``attrs['region_field']``, if there, above its count.
     """
@@ -81,6 +96,8 @@ def default_styles(layers: dict[str, gpd.GeoDataFrame]) -> dict[str, str]:
             styles[name] = style_regions(_region_label(table))
         elif name == "coverage" and "status" in table.columns:
             styles[name] = style_coverage()
+        elif name == "changes" and "change" in table.columns:
+            styles[name] = style_changes()
     return styles
 
 
