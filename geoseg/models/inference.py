@@ -200,7 +200,7 @@ def load_maskrcnn(
         If the file or card is missing or broken, or weights do not fit the architecture.
     """
     card, weights = load_card_and_weights(path)
-    model = build_maskrcnn(Architecture.from_dict(card.architecture), len(card.classes))
+    model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     return MaskRCNNDetector(
         model, card, device=device, min_score=min_score, fingerprint=file_sha256(path)

@@ -38,7 +38,13 @@ def _linear_taps(
 
 
 def pooling_matrix(
-    rois: Tensor, shape: tuple[int, int, int], scale: float, output_size: int, sampling_ratio: int
+    rois: Tensor,
+    shape: tuple[int, int, int],
+    scale: float,
+    output_size: int,
+    sampling_ratio: int,
+    *,
+    aligned: bool = False,
 ) -> scipy.sparse.csr_matrix:
     """Return the matrix that pools all boxes from one feature map.
 
@@ -52,15 +58,19 @@ def pooling_matrix(
         Feature cells per image px.
     output_size, sampling_ratio : int
         Cells a side, and samples a cell and axis.
+    aligned : bool
+        See `PyramidRoIAlign`.
 
     Returns
     -------
     scipy.sparse.csr_matrix (R * output_size^2, N * H * W), float32
     """
     n, height, width = shape
-    x0, y0, x1, y1 = (rois[:, 1:].float() * scale).unbind(1)
-    iy, wy = _linear_taps(y0, (y1 - y0).clamp(min=1), output_size, sampling_ratio, height)
-    ix, wx = _linear_taps(x0, (x1 - x0).clamp(min=1), output_size, sampling_ratio, width)
+    x0, y0, x1, y1 = (rois[:, 1:].float() * scale - (0.5 if aligned else 0.0)).unbind(1)
+    # before 'aligned' was thought of, thinner boxes than a cell were widened to one
+    tall, wide = (y1 - y0, x1 - x0) if aligned else ((y1 - y0).clamp(min=1), (x1 - x0).clamp(min=1))
+    iy, wy = _linear_taps(y0, tall, output_size, sampling_ratio, height)
+    ix, wx = _linear_taps(x0, wide, output_size, sampling_ratio, width)
     first_row = rois[:, 0].long() * height
     index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
     index = index + ix[:, None, :, None, :]
@@ -105,12 +115,24 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     output_size : int
         Cells a side of the result.
     sampling_ratio : int
-        Samples a cell and axis.
+        Samples a cell and axis; 0: as many as feature cells it spans, rounded up.
+    aligned : bool
+        Feature cells have their centres at half indices, and boxes may be thinner than a cell.
+    level_eps : float
+        Added to a box's size over 224 before its level is read off.
     """
 
-    def __init__(self, levels: tuple[str, ...], output_size: int, sampling_ratio: int = 2) -> None:
+    def __init__(
+        self,
+        levels: tuple[str, ...],
+        output_size: int,
+        sampling_ratio: int = 2,
+        *,
+        aligned: bool = False,
+        level_eps: float = 1e-6,
+    ) -> None:
         super().__init__(list(levels), output_size, sampling_ratio)
-        self.levels = levels
+        self.levels, self.aligned, self.level_eps = levels, aligned, level_eps
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
@@ -122,7 +144,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         ).detach()
         area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
         # the paper's equation 1: a box of 224 px belongs to stride 16
-        level = torch.floor(2 + torch.log2(area.clamp(min=0).sqrt() / 224 + 1e-6))
+        level = torch.floor(2 + torch.log2(area.clamp(min=0).sqrt() / 224 + self.level_eps))
         level = level.clamp(0, len(self.levels) - 1)
         first = features[self.levels[0]]
         size = self.output_size[0]
@@ -130,16 +152,21 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         for i, name in enumerate(self.levels):
             rows = torch.where(level == i)[0]
             if len(rows):
-                pooled = self._pool(features[name], rois[rows], 1 / 2 ** (i + 2))
+                pooled = self.pool(features[name], rois[rows], 1 / 2 ** (i + 2))
                 out = out.index_copy(0, rows, pooled)
         return out
 
-    def _pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
+    def pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """Return (R, C, S, S) pooled from one feature map (N, C, H, W)."""
         size = self.output_size[0]
-        if features.device.type != "cpu":
-            pooled: Tensor = roi_align(features.float(), rois, size, scale, self.sampling_ratio)
+        if features.device.type != "cpu" or self.sampling_ratio < 1:
+            pooled: Tensor = roi_align(
+                features.float(), rois, size, scale, self.sampling_ratio, self.aligned
+            )
             return pooled
         n, _, height, width = features.shape
-        matrix = pooling_matrix(rois, (n, height, width), scale, size, self.sampling_ratio)
+        matrix = pooling_matrix(
+            rois, (n, height, width), scale, size, self.sampling_ratio, aligned=self.aligned
+        )
         out: Tensor = _Pool.apply(features, matrix, size)
         return out
