@@ -35,7 +35,7 @@ from torchvision.models.detection.faster_rcnn import (
 )
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -49,6 +49,15 @@ FAMILIES = ("timm_fpn", "resnet_fpn")
 NORMS = ("group", "batch", "none")
 GROUPS = 32
 """Groups of a group norm; widths must be multiples of it."""
+
+PLAIN_RESNETS: Mapping[str, tuple[Any, tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+"""Block and blocks a stage of the residual networks whose widths can be chosen."""
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -122,6 +131,14 @@ class Architecture:
     """Weights of the box head's box coder: x, y, width, height."""
     rpn_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     """Weights of the RPN's box coder."""
+    stem_channels: int = 0
+    """Channels of the first convolution of a ``resnet_fpn`` backbone; 0: the backbone's own 64."""
+    res2_channels: int = 0
+    """Channels that its first stage gives, doubled by each further one; 0: its own."""
+    groups: int = 0
+    """Groups of the 3 x 3 convolutions in its bottlenecks; 0: its own."""
+    width_per_group: int = 0
+    """Channels of each of these groups in the first stage; 0: its own."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -271,7 +288,11 @@ def resnet_backbone(architecture: Architecture) -> nn.Module:
         )
     kind = FrozenBatchNorm2d if architecture.backbone_norm == "frozen" else nn.BatchNorm2d
     norm = partial(kind, eps=architecture.norm_eps)
-    body = torchvision.models.get_model(name, weights=None, norm_layer=norm)
+    a = architecture
+    if any((a.stem_channels, a.res2_channels, a.groups, a.width_per_group)):
+        body: nn.Module = ScaledResNet(a, norm)
+    else:
+        body = torchvision.models.get_model(name, weights=None, norm_layer=norm)
     if architecture.stride_in_1x1:
         _stride_in_1x1(body, name)
     # the first of the four widths that the pyramid takes its maps from
@@ -286,6 +307,54 @@ def resnet_backbone(architecture: Architecture) -> nn.Module:
         norm_layer=_norm(architecture.fpn_norm, channels),
     )
     return backbone
+
+
+class ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's ResNet with widths of its own.
+
+    Parameters
+    ----------
+    architecture : Architecture
+        A plain resnet18 to resnet152, and its widths.
+    norm : callable
+        Makes a norm layer of a number of channels.
+
+    Raises
+    ------
+    ModelError
+        If the backbone is not plain, or basic blocks (resnet18, resnet34) shall have groups.
+    """
+
+    def __init__(self, architecture: Architecture, norm: NormLayer) -> None:
+        a = architecture
+        if a.backbone not in PLAIN_RESNETS:
+            raise ModelError(
+                f"architecture: {a.backbone} has fixed widths; stem_channels, res2_channels, "
+                f"groups and width_per_group are for {', '.join(PLAIN_RESNETS)}"
+            )
+        block, blocks = PLAIN_RESNETS[a.backbone]
+        groups, width = a.groups or 1, a.width_per_group or 64
+        if block is BasicBlock and (groups, width) != (1, 64):
+            raise ModelError(f"architecture: {a.backbone} has no groups; set none")
+        # read by _make_layer, which the parent's constructor calls
+        self._stem = a.stem_channels or 64
+        self._planes = (a.res2_channels or 64 * block.expansion) // block.expansion
+        # the parent takes int(planes * base / 64) for the width; the last factor keeps its
+        # rounding from falling below
+        base = 64 if block is BasicBlock else 64 * width / self._planes * (1 + 1e-9)
+        super().__init__(block, list(blocks), groups=groups, width_per_group=base, norm_layer=norm)
+        self.conv1 = nn.Conv2d(3, self._stem, 7, 2, 3, bias=False)
+        self.bn1 = norm(self._stem)
+
+    def _make_layer(
+        self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False
+    ) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes = self._stem
+        stage: nn.Sequential = super()._make_layer(
+            block, planes * self._planes // 64, blocks, stride, dilate
+        )
+        return stage
 
 
 def _stride_in_1x1(body: nn.Module, name: str) -> None:
