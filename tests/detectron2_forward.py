@@ -16,7 +16,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 STRIDES = (4, 8, 16, 32, 64)
 SCALE_CLAMP = math.log(1000.0 / 16)
 
@@ -31,12 +37,21 @@ class Forward:
 
     def conv(self, x, name, stride=1, padding=0, groups=1):
         """Convolution, and the norm that bears its name."""
-        x = F.conv2d(x, self.w[f"{name}.weight"], self.w.get(f"{name}.bias"), stride, padding, 1, groups)
+        x = F.conv2d(
+            x, self.w[f"{name}.weight"], self.w.get(f"{name}.bias"), stride, padding, 1, groups
+        )
         if f"{name}.norm.running_mean" in self.w:
-            n = {k: self.w[f"{name}.norm.{k}"][:, None, None] for k in ("weight", "bias", "running_mean", "running_var")}
-            return (x - n["running_mean"]) / torch.sqrt(n["running_var"] + 1e-5) * n["weight"] + n["bias"]
+            n = {
+                k: self.w[f"{name}.norm.{k}"][:, None, None]
+                for k in ("weight", "bias", "running_mean", "running_var")
+            }
+            return (x - n["running_mean"]) / torch.sqrt(n["running_var"] + 1e-5) * n["weight"] + n[
+                "bias"
+            ]
         if f"{name}.norm.weight" in self.w:
-            return F.group_norm(x, 32, self.w[f"{name}.norm.weight"], self.w[f"{name}.norm.bias"], 1e-5)
+            return F.group_norm(
+                x, 32, self.w[f"{name}.norm.weight"], self.w[f"{name}.norm.bias"], 1e-5
+            )
         return x
 
     # --- backbone ----------------------------------------------------------------------------
@@ -54,7 +69,9 @@ class Forward:
 
     def block(self, x, name, stride):
         groups = self.cfg["MODEL.RESNETS.NUM_GROUPS"]
-        shortcut = self.conv(x, f"{name}.shortcut", stride) if f"{name}.shortcut.weight" in self.w else x
+        shortcut = (
+            self.conv(x, f"{name}.shortcut", stride) if f"{name}.shortcut.weight" in self.w else x
+        )
         if self.cfg["MODEL.RESNETS.DEPTH"] in (18, 34):
             out = self.conv(x, f"{name}.conv1", stride, 1).relu()
             return (self.conv(out, f"{name}.conv2", 1, 1) + shortcut).relu()
@@ -118,7 +135,9 @@ class Forward:
             deltas = self.conv(t, "proposal_generator.rpn_head.anchor_deltas")[0]
             logits = logits.permute(1, 2, 0).reshape(-1)
             deltas = deltas.reshape(-1, 4, *x.shape[2:]).permute(2, 3, 0, 1).reshape(-1, 4)
-            boxes = apply_deltas(deltas, self.anchors(level, *x.shape[2:]), cfg["MODEL.RPN.BBOX_REG_WEIGHTS"])
+            boxes = apply_deltas(
+                deltas, self.anchors(level, *x.shape[2:]), cfg["MODEL.RPN.BBOX_REG_WEIGHTS"]
+            )
             best, index = logits.topk(min(len(logits), cfg["MODEL.RPN.PRE_NMS_TOPK_TEST"]))
             found.append(boxes[index])
             scores.append(best)
@@ -217,7 +236,9 @@ def apply_deltas(deltas, boxes, weights):
     dh = torch.clamp(deltas[:, 3::4] / wh, max=SCALE_CLAMP)
     x, y = dx * width[:, None] + x[:, None], dy * height[:, None] + y[:, None]
     w, h = torch.exp(dw) * width[:, None], torch.exp(dh) * height[:, None]
-    return torch.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], -1).reshape(len(deltas), -1)
+    return torch.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], -1).reshape(
+        len(deltas), -1
+    )
 
 
 def clip(boxes, size):
@@ -371,7 +392,9 @@ class _Random:
 
     def conv(self, name, n_in, n_out, kernel, norm="", *, bias=None, groups=1, gain=(0.8, 1.2)):
         fan = n_in // groups * kernel**2
-        self.weights[f"{name}.weight"] = self.draw(n_out, n_in // groups, kernel, kernel) * math.sqrt(2 / fan)
+        self.weights[f"{name}.weight"] = self.draw(
+            n_out, n_in // groups, kernel, kernel
+        ) * math.sqrt(2 / fan)
         if (not norm) if bias is None else bias:
             self.weights[f"{name}.bias"] = self.draw(n_out) * 0.1
         if norm:
@@ -393,8 +416,12 @@ def random_checkpoint(cfg, image, seed=0):
     fpn, classes = cfg["MODEL.FPN.OUT_CHANNELS"], cfg["MODEL.ROI_HEADS.NUM_CLASSES"]
     dims = cfg["MODEL.RPN.CONV_DIMS"]
     for k in range(len(dims)):
-        r.conv("proposal_generator.rpn_head.conv" + (f".conv{k}" if len(dims) > 1 else ""), fpn, fpn, 3)
-    anchors = len(cfg["MODEL.ANCHOR_GENERATOR.SIZES"][0]) * len(cfg["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"][0])
+        r.conv(
+            "proposal_generator.rpn_head.conv" + (f".conv{k}" if len(dims) > 1 else ""), fpn, fpn, 3
+        )
+    anchors = len(cfg["MODEL.ANCHOR_GENERATOR.SIZES"][0]) * len(
+        cfg["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"][0]
+    )
     r.conv("proposal_generator.rpn_head.objectness_logits", fpn, anchors, 1)
     r.conv("proposal_generator.rpn_head.anchor_deltas", fpn, 4 * anchors, 1)
     width = fpn
@@ -445,12 +472,19 @@ def _draw_backbone(r, cfg):
 def _draw_mask_head(r, cfg):
     width, dim = cfg["MODEL.FPN.OUT_CHANNELS"], cfg["MODEL.ROI_MASK_HEAD.CONV_DIM"]
     for k in range(cfg["MODEL.ROI_MASK_HEAD.NUM_CONV"]):
-        r.conv(f"roi_heads.mask_head.mask_fcn{k + 1}", width, dim, 3, cfg["MODEL.ROI_MASK_HEAD.NORM"])
+        r.conv(
+            f"roi_heads.mask_head.mask_fcn{k + 1}", width, dim, 3, cfg["MODEL.ROI_MASK_HEAD.NORM"]
+        )
         width = dim
     r.weights["roi_heads.mask_head.deconv.weight"] = r.draw(width, dim, 2, 2) * math.sqrt(2 / width)
     r.weights["roi_heads.mask_head.deconv.bias"] = r.draw(dim) * 0.1
     agnostic = cfg["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"]
-    r.conv("roi_heads.mask_head.predictor", dim, 1 if agnostic else cfg["MODEL.ROI_HEADS.NUM_CLASSES"], 1)
+    r.conv(
+        "roi_heads.mask_head.predictor",
+        dim,
+        1 if agnostic else cfg["MODEL.ROI_HEADS.NUM_CLASSES"],
+        1,
+    )
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ def _refusal(path: Path, wanted: str) -> ModelError:
 # --- .pkl ------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle names something outside the list; the first argument is its name."""
 
 
@@ -180,7 +180,7 @@ class _NumberType:
 
     def numpy(self) -> np.dtype[Any]:
         """Return the numpy type, if it is a plain number."""
-        if not isinstance(self.code, str) or not _NUMBERS.fullmatch(self.code):
+        if not _NUMBERS.fullmatch(self.code):
             raise ValueError(f"an array of type '{self.code}', not of numbers")
         return np.dtype(self.code)
 
@@ -212,7 +212,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
     return np.frombuffer(bytes(data), kind).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _new_array(*args: Any) -> _Array:
+def _new_array(*_: Any) -> _Array:
     return _Array()  # numpy writes an empty array first, its content comes as the state
 
 
@@ -230,7 +230,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 def _encode(text: Any, codec: Any = "latin1", *_: Any) -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise _Refused(f"_codecs.encode to {codec!r}")
+        raise _RefusedError(f"_codecs.encode to {codec!r}")
     return text.encode("latin1")
 
 
@@ -269,12 +269,12 @@ class _Weights(pickle.Unpickler):
         """Return the stand-in of a name on the list; nothing is imported."""
         found = _known().get((module_name, global_name))
         if found is None:
-            raise _Refused(f"{module_name}.{global_name}")
+            raise _RefusedError(f"{module_name}.{global_name}")
         return found
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
         """Refuse references to storage outside the file."""
-        raise _Refused(f"the storage {str(pid)[:80]} outside the file")
+        raise _RefusedError(f"the storage {str(pid)[:80]} outside the file")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -282,7 +282,7 @@ def _read_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _Weights(file, encoding="latin1").load()
-    except _Refused as error:
+    except _RefusedError as error:
         raise _refusal(path, str(error)) from error
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError,
             IndexError, RecursionError, MemoryError, OverflowError) as error:  # fmt: skip

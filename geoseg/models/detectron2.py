@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from geoseg.errors import ModelError
-from geoseg.models.card import ModelCard, file_sha256, save_model
+from geoseg.models.card import ModelCard, file_sha256
 from geoseg.models.checkpoints import Checkpoint, listed, read_checkpoint
 from geoseg.models.detectron2_config import Settings, read_config
 from geoseg.models.maskrcnn import (
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 
 ZOO_LICENCE = "CC-BY-SA-3.0"
 ZOO_CREDITS = (
-    "Detectron2 model zoo (Yuxin Wu, Alexander Kirillov, Francisco Massa, Wan-Yen Lo, "
-    "Ross Girshick), https://github.com/facebookresearch/detectron2",
+    "Detectron2 model zoo, Facebook AI Research, https://github.com/facebookresearch/detectron2",
 )
 NO_CAP = 1_000_000
 """What a negative number of detections an image, Detectron2's "all", becomes."""
@@ -236,6 +235,8 @@ def card_of(settings: Settings, name: str) -> ModelCard:
         # Detectron2 wants more than this, the card's limit is the least that stays
         smallest = float(np.nextafter(np.float32(smallest), np.float32(np.inf)))
     cap = settings.count("TEST.DETECTIONS_PER_IMAGE", low=-1)
+    if cap == 0:
+        raise settings.wrong("TEST.DETECTIONS_PER_IMAGE", "at least 1, or -1 for all")
     count = settings.count("MODEL.ROI_HEADS.NUM_CLASSES")
     return ModelCard(
         name=name,
@@ -255,8 +256,8 @@ def card_of(settings: Settings, name: str) -> ModelCard:
         rpn_min_size=smallest,
         rpn_by_logit=True,
         resize_hint={
-            "shortest_side_px": settings["INPUT.MIN_SIZE_TEST"],
-            "longest_side_px": settings["INPUT.MAX_SIZE_TEST"],
+            "shortest_side_px": settings.count("INPUT.MIN_SIZE_TEST", low=0),
+            "longest_side_px": settings.count("INPUT.MAX_SIZE_TEST", low=0),
         },
     )
 
@@ -600,59 +601,3 @@ def _network(card: ModelCard, weights: Mapping[str, Tensor], path: Path) -> Fast
     model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     return model
-
-
-def convert_detectron2(
-    path: Path,
-    config: str | Path,
-    output: Path,
-    *,
-    classes: Sequence[str] = (),
-    gsd_m: float | None = None,
-    licence: str | None = None,
-) -> ModelCard:
-    """Write a Detectron2 checkpoint as safetensors with a card.
-
-    Parameters
-    ----------
-    path : Path
-        The checkpoint; see `read_detectron2`.
-    config : str or Path
-        Its configuration.
-    output : Path
-        Ends in ``.safetensors``; the card goes beside it as ``.json``. The same input gives the
-        same bytes.
-    classes : sequence of str
-        Names in the order of the labels; by default COCO's where there are 80, else class_0 on.
-    gsd_m : float, optional
-        Ground metres per pixel of the imagery that it was trained on.
-    licence : str, optional
-        Licence of the weights; by default that of the model zoo where the file is signed by it.
-
-    Returns
-    -------
-    ModelCard
-        As written.
-
-    Raises
-    ------
-    ModelError
-        If the input cannot be used, or the number of classes is another one.
-    """
-    if output.suffix != ".safetensors":
-        raise ModelError(f"{output} is no name of a model; expected one ending in .safetensors")
-    card, weights = read_detectron2(path, config)
-    if classes and len(classes) != len(card.classes):
-        raise ModelError(
-            f"{len(classes)} classes are named, but {path} tells {len(card.classes)} apart; name "
-            "each, in the order of the labels"
-        )
-    card = replace(
-        card,
-        name=output.stem,
-        classes=tuple(classes) or card.classes,
-        gsd_m=gsd_m,
-        licence=card.licence if licence is None else licence,
-    )
-    save_model(output, _network(card, weights, path), card)
-    return card

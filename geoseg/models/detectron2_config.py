@@ -140,7 +140,10 @@ def _zoo() -> dict[str, Mapping[str, Any]]:
         "Base-RCNN-FPN.yaml": _BASE_FPN,
         # enough to be told apart: both are refused
         "Base-RCNN-C4.yaml": {"MODEL.ROI_HEADS.NAME": "Res5ROIHeads"},
-        "Base-RCNN-DilatedC5.yaml": {"MODEL.RESNETS.RES5_DILATION": 2},
+        "Base-RCNN-DilatedC5.yaml": {
+            "MODEL.RESNETS.RES5_DILATION": 2,
+            "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        },
     }
     bodies: dict[str, Mapping[str, Any]] = {
         "R_50": {"MODEL.RESNETS.DEPTH": 50},
@@ -253,7 +256,13 @@ def read_config(path: str | Path) -> Settings:
         If the file is missing, is no YAML of plain values, is of VERSION 1, or has keys under
         ``MODEL`` that Detectron2 does not have: they may change what the model computes.
     """
-    values = _read_with_bases(Path(path), ())
+    try:
+        values = _read_with_bases(Path(path), ())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"configuration {path} does not exist; give the config.yaml that the training wrote, "
+            "or the name of a standard file of Detectron2"
+        ) from error
     settings = Settings(str(path), values)
     old = [key for key in ("MODEL.WEIGHT", "TEST.AUG_ON") if key in values]
     if old or settings["VERSION"] != 2:
@@ -286,7 +295,7 @@ def _read_with_bases(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     tree = _read_yaml(path)
     bases = tree.pop(BASE_KEY, [])
     values: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ModelError(f"{path}: {BASE_KEY} is {base!r}; expected the name of a file")
         below = path.parent / Path(base).expanduser()
@@ -303,7 +312,7 @@ def _read_with_bases(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return the table in a YAML file of plain values."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} is the limit")
@@ -330,7 +339,9 @@ def _flat(tree: Mapping[Any, Any], path: Path) -> dict[str, Any]:
             name = f"{prefix}{key}"
             seen += 1 if isinstance(value, dict) else _size(value)
             if seen > MAX_VALUES:
-                raise ModelError(f"{path} has more than {MAX_VALUES:,} values; no configuration has")
+                raise ModelError(
+                    f"{path} has more than {MAX_VALUES:,} values; no configuration has"
+                )
             if isinstance(value, dict):
                 stack.append((f"{name}.", value))
             else:

@@ -290,7 +290,7 @@ def resnet_backbone(architecture: Architecture) -> nn.Module:
     norm = partial(kind, eps=architecture.norm_eps)
     a = architecture
     if any((a.stem_channels, a.res2_channels, a.groups, a.width_per_group)):
-        body: nn.Module = ScaledResNet(a, norm)
+        body: Any = ScaledResNet(a, norm)
     else:
         body = torchvision.models.get_model(name, weights=None, norm_layer=norm)
     if architecture.stride_in_1x1:
