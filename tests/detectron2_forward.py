@@ -415,21 +415,23 @@ def random_checkpoint(cfg, image, seed=0):
     _draw_backbone(r, cfg)
     fpn, classes = cfg["MODEL.FPN.OUT_CHANNELS"], cfg["MODEL.ROI_HEADS.NUM_CLASSES"]
     dims = cfg["MODEL.RPN.CONV_DIMS"]
-    for k in range(len(dims)):
-        r.conv(
-            "proposal_generator.rpn_head.conv" + (f".conv{k}" if len(dims) > 1 else ""), fpn, fpn, 3
-        )
+    hidden = fpn
+    for k, dim in enumerate(dims):
+        name = "proposal_generator.rpn_head.conv" + (f".conv{k}" if len(dims) > 1 else "")
+        out = hidden if dim == -1 else dim
+        r.conv(name, hidden, out, 3)
+        hidden = out
     anchors = len(cfg["MODEL.ANCHOR_GENERATOR.SIZES"][0]) * len(
         cfg["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"][0]
     )
-    r.conv("proposal_generator.rpn_head.objectness_logits", fpn, anchors, 1)
-    r.conv("proposal_generator.rpn_head.anchor_deltas", fpn, 4 * anchors, 1)
+    r.conv("proposal_generator.rpn_head.objectness_logits", hidden, anchors, 1)
+    r.conv("proposal_generator.rpn_head.anchor_deltas", hidden, 4 * anchors, 1)
     width = fpn
     for k in range(cfg["MODEL.ROI_BOX_HEAD.NUM_CONV"]):
         dim = cfg["MODEL.ROI_BOX_HEAD.CONV_DIM"]
         r.conv(f"roi_heads.box_head.conv{k + 1}", width, dim, 3, cfg["MODEL.ROI_BOX_HEAD.NORM"])
         width = dim
-    width *= 49
+    width *= cfg["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"] ** 2
     for k in range(cfg["MODEL.ROI_BOX_HEAD.NUM_FC"]):
         r.linear(f"roi_heads.box_head.fc{k + 1}", width, cfg["MODEL.ROI_BOX_HEAD.FC_DIM"])
         width = cfg["MODEL.ROI_BOX_HEAD.FC_DIM"]

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ STEM = "backbone.body.conv1.weight"
 
 _RES = ["res2", "res3", "res4", "res5"]
 _NORMS = {"": "none", "GN": "group", "BN": "batch", "SyncBN": "batch", "FrozenBN": "batch"}
-_BACKBONE_NORMS = {"FrozenBN": "frozen", "BN": "batch", "SyncBN": "batch"}
+_BACKBONE_NORMS = {"FrozenBN": "frozen", "BN": "batch", "SyncBN": "batch", "GN": "group"}
 _ALIGNED = {"ROIAlignV2": True, "ROIAlign": False}
 _ONLY: Mapping[str, Any] = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
@@ -68,7 +69,6 @@ _ONLY: Mapping[str, Any] = {
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, False],
 }
@@ -127,8 +127,8 @@ def architecture_of(settings: Settings) -> Architecture:
         raise settings.wrong("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "that of MODEL.ROI_BOX_HEAD")
     fpn = settings.count("MODEL.FPN.OUT_CHANNELS")
     convs = settings["MODEL.RPN.CONV_DIMS"]
-    if not isinstance(convs, list | tuple) or not convs or set(convs) - {-1, fpn}:
-        raise settings.wrong("MODEL.RPN.CONV_DIMS", f"-1 or {fpn}, the pyramid's width, for each")
+    if not isinstance(convs, list | tuple) or not convs or not all(_is_width(c) for c in convs):
+        raise settings.wrong("MODEL.RPN.CONV_DIMS", "-1 or a number of channels for each")
     ratios = settings.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", len(LEVELS) + 1)
     if len(set(ratios)) > 1:
         raise settings.wrong("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "the same on every level")
@@ -143,6 +143,7 @@ def architecture_of(settings: Settings) -> Architecture:
         anchor_offset=offset,
         anchors_rounded=False,
         rpn_convs=len(convs),
+        rpn_channels=_rpn_widths(convs, fpn),
         rpn_weights=settings.numbers("MODEL.RPN.BBOX_REG_WEIGHTS", 4),
         roi_aligned=aligned,
         roi_level_eps=1e-8,
@@ -150,6 +151,16 @@ def architecture_of(settings: Settings) -> Architecture:
         norm_eps=1e-5,
     )
     return replace(architecture, **_backbone(settings), **_heads(settings, masks=masks))
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and (value == -1 or 0 < value <= 100_000)
+
+
+def _rpn_widths(convs: Sequence[int], fpn: int) -> tuple[int, ...]:
+    """Return the width of each convolution, where -1 is that of its input; none if all agree."""
+    widths = list(accumulate(convs, lambda before, c: before if c == -1 else c, initial=fpn))[1:]
+    return tuple(widths) if set(widths) != {fpn} else ()
 
 
 def _choice(settings: Settings, key: str, known: Mapping[str, Any]) -> Any:
@@ -194,6 +205,7 @@ def _heads(settings: Settings, *, masks: bool) -> dict[str, Any]:
         "box_convs": settings.count(box + "NUM_CONV", low=0),
         "box_fcs": settings.count(box + "NUM_FC"),
         "box_features": settings.count(box + "FC_DIM"),
+        "box_cells": settings.count(box + "POOLER_RESOLUTION", high=64),
         "box_norm": _choice(settings, box + "NORM", _NORMS),
         "box_channels": settings.count(box + "CONV_DIM"),
         "box_sampling_ratio": settings.count(box + "POOLER_SAMPLING_RATIO", low=0, high=64),

@@ -38,6 +38,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.misc import Conv2dNormActivation
 
 from geoseg.errors import ModelError
 from geoseg.models.card import with_tuples
@@ -92,7 +93,7 @@ class Architecture:
     """Bottlenecks stride in their first 1 x 1 (the paper's, MSRA's) instead of in the 3 x 3."""
     backbone_norm: str = "frozen"
     """'frozen': batch norms keep their statistics (and, for ``resnet_fpn``, their weights) in
-    training; 'batch': they are trained."""
+    training; 'batch': they are trained; 'group': group norms (``resnet_fpn`` only)."""
     norm_eps: float = 1e-5
     """Added to the variance by the norms of a ``resnet_fpn`` backbone."""
     fpn_norm: str = "group"
@@ -139,10 +140,14 @@ class Architecture:
     """Groups of the 3 x 3 convolutions in its bottlenecks; 0: its own."""
     width_per_group: int = 0
     """Channels of each of these groups in the first stage; 0: its own."""
+    rpn_channels: tuple[int, ...] = ()
+    """Width of each convolution of the RPN's head; empty: all as the pyramid."""
+    box_cells: int = 7
+    """Cells a side that the box head sees of a box."""
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("family", FAMILIES), ("backbone_norm", ("frozen", "batch")), ("fpn_norm", NORMS),
+            ("family", FAMILIES), ("backbone_norm", ("frozen", "batch", "group")), ("fpn_norm", NORMS),
             ("box_norm", NORMS), ("mask_norm", NORMS), ("mask_size", (28, 56)),
         ):  # fmt: skip
             if getattr(self, name) not in known:
@@ -150,9 +155,23 @@ class Architecture:
                     f"architecture: {name} is {getattr(self, name)!r}; "
                     f"expected one of {', '.join(map(str, known))}"
                 )
-        for name in ("fpn_channels", "box_features", "box_fcs", "rpn_convs", "size_divisor"):
+        for name in (
+            "fpn_channels",
+            "box_features",
+            "box_fcs",
+            "rpn_convs",
+            "size_divisor",
+            "box_cells",
+        ):
             if getattr(self, name) < 1:
                 raise ModelError(f"architecture: {name} is {getattr(self, name)}; at least 1")
+        if self.backbone_norm == "group" and self.family != "resnet_fpn":
+            raise ModelError("architecture: backbone_norm group is for family resnet_fpn only")
+        if self.rpn_channels and len(self.rpn_channels) != self.rpn_convs:
+            raise ModelError(
+                f"architecture: rpn_channels is {self.rpn_channels}; expected one for each of the "
+                f"{self.rpn_convs} convolutions (rpn_convs)"
+            )
         if self.stride_in_1x1 and self.family != "resnet_fpn":
             raise ModelError("architecture: stride_in_1x1 is for family resnet_fpn only")
         sizes = self.anchors
@@ -286,9 +305,8 @@ def resnet_backbone(architecture: Architecture) -> nn.Module:
         raise ModelError(
             f"unknown backbone '{name}' of family resnet_fpn; expected one of {', '.join(known)}"
         )
-    kind = FrozenBatchNorm2d if architecture.backbone_norm == "frozen" else nn.BatchNorm2d
-    norm = partial(kind, eps=architecture.norm_eps)
     a = architecture
+    norm = _backbone_norm(a)
     if any((a.stem_channels, a.res2_channels, a.groups, a.width_per_group)):
         body: Any = ScaledResNet(a, norm)
     else:
@@ -307,6 +325,19 @@ def resnet_backbone(architecture: Architecture) -> nn.Module:
         norm_layer=_norm(architecture.fpn_norm, channels),
     )
     return backbone
+
+
+def _backbone_norm(a: Architecture) -> NormLayer:
+    """Return the maker of norm layers for a residual network."""
+    if a.backbone_norm == "frozen":
+        frozen: NormLayer = partial(FrozenBatchNorm2d, eps=a.norm_eps)
+        return frozen
+    if a.backbone_norm == "batch":
+        return partial(nn.BatchNorm2d, eps=a.norm_eps)
+    stem = a.stem_channels or 64
+    bottleneck = (a.groups or 1) * (a.width_per_group or 64)
+    _norm("group", stem, bottleneck, *([a.res2_channels] if a.res2_channels else []))
+    return partial(nn.GroupNorm, GROUPS, eps=a.norm_eps)
 
 
 class ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
@@ -430,13 +461,15 @@ def _box_head(a: Architecture) -> nn.Module:
     """Return the box head; each by the names that weights of its kind bear."""
     channels, width = a.fpn_channels, a.box_channels or a.fpn_channels
     norm = _norm(a.box_norm, width) if a.box_convs else None
-    if (a.family, a.box_fcs, a.box_norm, width) == ("timm_fpn", 1, "group", channels):
+    if (a.family, a.box_fcs, a.box_norm, width, a.box_cells) == (
+        "timm_fpn", 1, "group", channels, 7,
+    ):  # fmt: skip
         return BoxHead(channels, a.box_convs, a.box_features)
     if a.box_convs == 0 and a.box_fcs == 2:
-        head: nn.Module = TwoMLPHead(channels * 7 * 7, a.box_features)
+        head: nn.Module = TwoMLPHead(channels * a.box_cells**2, a.box_features)
         return head
     convs, fcs = [width] * a.box_convs, [a.box_features] * a.box_fcs
-    head = FastRCNNConvFCHead((channels, 7, 7), convs, fcs, norm_layer=norm)
+    head = FastRCNNConvFCHead((channels, a.box_cells, a.box_cells), convs, fcs, norm_layer=norm)
     return head
 
 
@@ -457,6 +490,20 @@ def _mask_parts(a: Architecture, n_classes: int) -> dict[str, nn.Module]:
         "mask_head": head,
         "mask_predictor": MaskRCNNPredictor(last, width, n_classes + 1),
     }
+
+
+def _rpn_head(a: Architecture, n_anchors: int) -> nn.Module:
+    """Return torchvision's head of the RPN, with widths of its own where they are given."""
+    head: Any = RPNHead(a.fpn_channels, n_anchors, conv_depth=a.rpn_convs)
+    widths = a.rpn_channels
+    if widths:
+        pairs = zip((a.fpn_channels, *widths[:-1]), widths, strict=True)
+        head.conv = nn.Sequential(
+            *(Conv2dNormActivation(i, o, kernel_size=3, norm_layer=None) for i, o in pairs)
+        )
+        head.cls_logits = nn.Conv2d(widths[-1], n_anchors, 1)
+        head.bbox_pred = nn.Conv2d(widths[-1], n_anchors * 4, 1)
+    return head  # type: ignore[no-any-return]  # torchvision is untyped
 
 
 def build_maskrcnn(architecture: Architecture, n_classes: int) -> FasterRCNN:
@@ -484,11 +531,13 @@ def build_maskrcnn(architecture: Architecture, n_classes: int) -> FasterRCNN:
     anchors = PyramidAnchors(a)
     parts = {
         "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(
-            a.fpn_channels, anchors.num_anchors_per_location()[0], conv_depth=a.rpn_convs
-        ),
+        "rpn_head": _rpn_head(a, anchors.num_anchors_per_location()[0]),
         "box_roi_pool": PyramidRoIAlign(
-            LEVELS, 7, a.box_sampling_ratio, aligned=a.roi_aligned, level_eps=a.roi_level_eps
+            LEVELS,
+            a.box_cells,
+            a.box_sampling_ratio,
+            aligned=a.roi_aligned,
+            level_eps=a.roi_level_eps,
         ),
         "box_head": _box_head(a),
         "box_predictor": FastRCNNPredictor(a.box_features, n_classes + 1),
