@@ -147,8 +147,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("family", FAMILIES), ("backbone_norm", ("frozen", "batch", "group")), ("fpn_norm", NORMS),
-            ("box_norm", NORMS), ("mask_norm", NORMS), ("mask_size", (28, 56)),
+            ("family", FAMILIES), ("backbone_norm", ("frozen", "batch", "group")),
+            ("fpn_norm", NORMS), ("box_norm", NORMS), ("mask_norm", NORMS), ("mask_size", (28, 56)),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ModelError(
