@@ -100,6 +100,14 @@ class ModelCard:
             raise ModelError(f"model card {self.name}: gsd_m is {self.gsd_m}; expected above 0")
         if not 0 <= self.min_score <= 1:
             raise ModelError(f"model card {self.name}: min_score must lie in [0, 1]")
+        for name in ("max_detections", "proposals", "rpn_pre_nms"):
+            if getattr(self, name) < 1:
+                raise ModelError(
+                    f"model card {self.name}: {name} is {getattr(self, name)}; expected at least 1"
+                )
+        for name in ("nms_iou", "rpn_nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelError(f"model card {self.name}: {name} must lie in [0, 1]")
         outputs = self.class_outputs
         if outputs and (len(set(outputs)) != len(self.classes) or min(outputs) < 1):
             raise ModelError(
@@ -192,7 +200,6 @@ def load_card_and_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     ModelError
         If the file is missing, is no safetensors file, or holds values that are not finite.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -203,12 +210,24 @@ def load_card_and_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
-    for name, value in weights.items():
-        if value.is_floating_point():
-            weights[name] = value.float()
-            if not bool(torch.isfinite(value).all()):
-                raise ModelError(f"{path}: weight {name} holds values that are not finite")
-    return card, weights
+    return card, as_float32(weights, path)
+
+
+def as_float32(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return weights as float32, all of them finite; `path` is for the message.
+
+    Raises
+    ------
+    ModelError
+        If some are not finite; the message names them.
+    """
+    import torch
+
+    out = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    if bad := [k for k, v in out.items() if not bool(torch.isfinite(v).all())]:
+        more = f" and {len(bad) - 12} more" if len(bad) > 12 else ""
+        raise ModelError(f"{path}: {', '.join(bad[:12])}{more} holds values that are not finite")
+    return out
 
 
 def file_sha256(path: Path) -> str:

@@ -35,7 +35,6 @@ from geoseg.models.maskrcnn import (
     Architecture,
     build_maskrcnn,
     exact_anchors,
-    load_weights,
 )
 
 if TYPE_CHECKING:
@@ -589,27 +588,31 @@ def read_detectron2(path: Path, config: str | Path) -> tuple[ModelCard, dict[str
 
 
 def load_detectron2(
-    path: Path, config: str | Path, *, device: str = "auto", min_score: float | None = None
+    path: Path,
+    config: str | Path,
+    *,
+    device: str = "auto",
+    min_score: float | None = None,
+    **options: Any,
 ) -> MaskRCNNDetector:
     """Load a Detectron2 checkpoint as a detector, without writing anything.
+
+    Parameters
+    ----------
+    path, config
+        See `read_detectron2`.
+    device, min_score, **options
+        See `geoseg.models.inference.make_detector`.
 
     Raises
     ------
     ModelError
-        As `read_detectron2`, or if the device does not exist.
+        As `read_detectron2`, or if the device does not exist or an option cannot be used.
     """
-    from geoseg.models.inference import MaskRCNNDetector
+    from geoseg.models.inference import make_detector
 
     card, weights = read_detectron2(path, config)
-    model = _network(card, weights, path)
-    # the configuration decides what is found as much as the weights do
-    fingerprint = hashlib.sha256(card.to_json().encode()).hexdigest()
-    return MaskRCNNDetector(
-        model, card, device=device, min_score=min_score, fingerprint=fingerprint
-    )
-
-
-def _network(card: ModelCard, weights: Mapping[str, Tensor], path: Path) -> FasterRCNN:
-    model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
-    load_weights(model, weights, path)
-    return model
+    detector = make_detector(card, weights, path, device=device, min_score=min_score, **options)
+    # the configuration decides what is found as much as the weights do, whose hash the card holds
+    detector.fingerprint = hashlib.sha256(detector.card.to_json().encode()).hexdigest()
+    return detector

@@ -60,6 +60,9 @@ PLAIN_RESNETS: Mapping[str, tuple[Any, tuple[int, ...]]] = {
 }
 """Block and blocks a stage of the residual networks whose widths can be chosen."""
 
+LISTED = 12
+"""Names that an error lists of each kind."""
+
 NormLayer = Callable[[int], nn.Module]
 
 
@@ -467,9 +470,10 @@ def _box_head(a: Architecture) -> nn.Module:
         return BoxHead(channels, a.box_convs, a.box_features)
     if a.box_convs == 0 and a.box_fcs == 2:
         head: nn.Module = TwoMLPHead(channels * a.box_cells**2, a.box_features)
-        return head
-    convs, fcs = [width] * a.box_convs, [a.box_features] * a.box_fcs
-    head = FastRCNNConvFCHead((channels, a.box_cells, a.box_cells), convs, fcs, norm_layer=norm)
+    else:
+        convs, fcs = [width] * a.box_convs, [a.box_features] * a.box_fcs
+        shape = (channels, a.box_cells, a.box_cells)
+        head = FastRCNNConvFCHead(shape, convs, fcs, norm_layer=norm)
     return head
 
 
@@ -552,6 +556,11 @@ def build_maskrcnn(architecture: Architecture, n_classes: int) -> FasterRCNN:
     return model
 
 
+def expected_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that a file must hold for a network: all but counters of norm layers."""
+    return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put weights into a network that they must fit exactly.
 
@@ -569,13 +578,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     ModelError
         If names are missing or unknown, or shapes differ; the message lists them.
     """
-    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    own = expected_weights(model)
     missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     wrong = sorted(k for k in set(own) & set(weights) if own[k].shape != weights[k].shape)
     if missing or unknown or wrong:
         raise ModelError(
             f"{path} does not fit the architecture: {len(missing)} weights missing "
-            f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}, {len(wrong)} of other shape "
-            f"{wrong[:3]}; it must be the one that the weights were trained in"
+            f"{_listed(missing)}, {len(unknown)} unknown {_listed(unknown)}, {len(wrong)} of other "
+            f"shape {_listed(wrong)}; it must be the one that the weights were trained in"
         )
     model.load_state_dict(weights, strict=False)
+
+
+def _listed(names: list[str]) -> str:
+    """Name all of a few, and the first of many."""
+    more = len(names) - LISTED
+    return str(names) if more <= 0 else f"{names[:LISTED]} and {more} more"

@@ -133,6 +133,8 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     ) -> None:
         super().__init__(list(levels), output_size, sampling_ratio)
         self.levels, self.aligned, self.level_eps = levels, aligned, level_eps
+        self.sparse = sampling_ratio > 0
+        """Whether a CPU pools by a sparse product instead of by torchvision's operator."""
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
@@ -159,7 +161,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     def pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
         """Return (R, C, S, S) pooled from one feature map (N, C, H, W)."""
         size = self.output_size[0]
-        if features.device.type != "cpu" or self.sampling_ratio < 1:
+        if features.device.type != "cpu" or not self.sparse:
             pooled: Tensor = roi_align(
                 features.float(), rois, size, scale, self.sampling_ratio, self.aligned
             )
