@@ -145,7 +145,7 @@ def same_detections(found, wanted):
     boxes, scores, classes, masks = wanted
     assert len(found) == len(boxes)
     np.testing.assert_array_equal(
-        np.bincount(found.labels, minlength=9), np.bincount(classes, minlength=9)
+        np.bincount(found.labels, minlength=99), np.bincount(classes, minlength=99)
     )
     np.testing.assert_allclose(found.scores, scores, atol=1e-3)  # both are in order
     far = np.abs(found.boxes[:, None] - boxes.numpy()[None]).max(2)

@@ -435,7 +435,9 @@ def convert_weights(
     """
     conversion = _Conversion.of(settings, card)
     architecture = conversion.architecture
-    wanted = _wanted(build_maskrcnn(architecture, card.n_outputs), architecture)
+    with torch.device("meta"):  # names and shapes alone
+        network = build_maskrcnn(architecture, card.n_outputs)
+    wanted = _wanted(network, architecture)
     stored = _without_buffers(checkpoint.weights, settings, architecture, path)
     stored = _renamed(stored, set(wanted), path)
     if architecture.backbone_norm == "frozen":
