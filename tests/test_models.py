@@ -207,8 +207,11 @@ def test_pooling_aligned_and_adaptive(aligned, samples):
     pool = PyramidRoIAlign(("0",), 7, samples, aligned=aligned)
     want = roi_align(feature, rois, 7, 0.25, samples, aligned)
     torch.testing.assert_close(pool.pool(feature, rois, 0.25), want, atol=1e-4, rtol=1e-4)
-    assert pool.sparse == (samples > 0)
+    empty = torch.tensor([[0.0, 20.0, 30.0, 20.0, 60.0]])
+    want = roi_align(feature, empty, 7, 0.25, samples, aligned)
+    torch.testing.assert_close(pool.pool(feature, empty, 0.25), want, atol=1e-4, rtol=1e-4)
     if samples == 2:
+        want = roi_align(feature, rois, 7, 0.25, samples, aligned)
         # half a cell apart: the option does something
         other = roi_align(feature, rois, 7, 0.25, samples, not aligned)
         assert (want - other).abs().max() > 0.1

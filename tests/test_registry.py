@@ -302,4 +302,3 @@ def test_detect_with_a_local_file(weights, save, make_raster, tmp_path, capsys):
     whole = objects.geometry.area / objects.geometry.envelope.area
     assert (whole > 0.999).mean() > 0.5
     assert set(objects["class"]) <= set(find_card(NAME).classes)
-
