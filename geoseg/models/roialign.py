@@ -179,12 +179,16 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
             return self._product(features, rois, scale, (ratio, ratio))
         # boxes that want as many samples go together; one without extent has none, and gives 0
         _, side = _in_cells(rois, scale, self.aligned)
-        wanted = (side / size).ceil().long()
-        out = features.new_zeros((len(rois), features.shape[1], size, size), dtype=torch.float32)
-        for x, y in wanted[(wanted > 0).all(1)].unique(dim=0).tolist():
+        wanted = (side / size).ceil().long().clamp(min=0)
+        order, parts = [], []
+        for x, y in wanted.unique(dim=0).tolist():
             rows = torch.where((wanted == torch.tensor([x, y])).all(1))[0]
-            out = out.index_copy(0, rows, self._product(features, rois[rows], scale, (x, y)))
-        return out
+            order.append(rows)
+            if x and y:
+                parts.append(self._product(features, rois[rows], scale, (x, y)))
+            else:
+                parts.append(features.new_zeros((len(rows), features.shape[1], size, size)))
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _product(
         self, features: Tensor, rois: Tensor, scale: float, samples: tuple[int, int]
