@@ -220,27 +220,31 @@ def weights_file(model: KnownModel) -> Path:
         If there are no weights for this network, or they cannot be downloaded; the message says
         what to do.
     """
-    if not model.weights:
-        raise ModelError(
-            f"model {model.name} has no weights for detection: it is a network to train. "
-            f"{_how_to_train(model)}"
-        )
     import torch
 
-    url = str(_weights(model).url)
+    url = known_url(model)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
-    begin = url.rpartition("-")[2].partition(".")[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=begin)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_official_hash(model))
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"model {model.name}: cannot download {url} ({error}); fetch that file elsewhere and "
             f"put it at {path}, or name its place: {model.name}@/path/to/{path.name}"
         ) from error
     return path
+
+
+def known_url(model: KnownModel) -> str:
+    """Return where the official weights are; an error for a network without any."""
+    if not model.weights:
+        raise ModelError(
+            f"model {model.name} has no weights for detection: it is a network to train. "
+            f"{_how_to_train(model)}"
+        )
+    return str(_weights(model).url)
 
 
 def _how_to_train(model: KnownModel) -> str:
@@ -301,7 +305,7 @@ def open_checkpoint(
 
 
 def _official_hash(model: KnownModel) -> str:
-    return str(_weights(model).url).rpartition("-")[2].partition(".")[0]
+    return known_url(model).rpartition("-")[2].partition(".")[0]
 
 
 def _recognized(path: Path, weights: Mapping[str, Tensor], outputs: int) -> KnownModel:

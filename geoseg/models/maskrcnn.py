@@ -561,6 +561,13 @@ def expected_weights(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
+def count_weights(architecture: Architecture, n_classes: int) -> int:
+    """Return how many numbers a network's weights hold, frozen norms included."""
+    with torch.device("meta"):
+        model = build_maskrcnn(architecture, n_classes)
+    return sum(value.numel() for value in expected_weights(model).values())
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put weights into a network that they must fit exactly.
 

@@ -37,12 +37,20 @@ def _linear_taps(
     return index.reshape(shape), weight.reshape(shape)
 
 
+def _in_cells(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Return corners and sides (R, 2), x first, in cells of a feature map."""
+    corners = rois[:, 1:].float() * scale - (0.5 if aligned else 0.0)
+    sides = corners[:, 2:] - corners[:, :2]
+    # before 'aligned' was thought of, thinner boxes than a cell were widened to one
+    return corners[:, :2], sides if aligned else sides.clamp(min=1)
+
+
 def pooling_matrix(
     rois: Tensor,
     shape: tuple[int, int, int],
     scale: float,
     output_size: int,
-    sampling_ratio: int,
+    samples: tuple[int, int],
     *,
     aligned: bool = False,
 ) -> scipy.sparse.csr_matrix:
@@ -56,8 +64,10 @@ def pooling_matrix(
         Images, rows and columns (N, H, W) of the feature map.
     scale : float
         Feature cells per image px.
-    output_size, sampling_ratio : int
-        Cells a side, and samples a cell and axis.
+    output_size : int
+        Cells a side.
+    samples : tuple of int
+        Samples a cell, along x and along y.
     aligned : bool
         See `PyramidRoIAlign`.
 
@@ -66,16 +76,14 @@ def pooling_matrix(
     scipy.sparse.csr_matrix (R * output_size^2, N * H * W), float32
     """
     n, height, width = shape
-    x0, y0, x1, y1 = (rois[:, 1:].float() * scale - (0.5 if aligned else 0.0)).unbind(1)
-    # before 'aligned' was thought of, thinner boxes than a cell were widened to one
-    tall, wide = (y1 - y0, x1 - x0) if aligned else ((y1 - y0).clamp(min=1), (x1 - x0).clamp(min=1))
-    iy, wy = _linear_taps(y0, tall, output_size, sampling_ratio, height)
-    ix, wx = _linear_taps(x0, wide, output_size, sampling_ratio, width)
+    corner, side = _in_cells(rois, scale, aligned)
+    ix, wx = _linear_taps(corner[:, 0], side[:, 0], output_size, samples[0], width)
+    iy, wy = _linear_taps(corner[:, 1], side[:, 1], output_size, samples[1], height)
     first_row = rois[:, 0].long() * height
     index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
     index = index + ix[:, None, :, None, :]
     weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    taps = (2 * sampling_ratio) ** 2
+    taps = 4 * samples[0] * samples[1]
     rows = len(rois) * output_size**2
     return scipy.sparse.csr_matrix(
         (
@@ -133,7 +141,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     ) -> None:
         super().__init__(list(levels), output_size, sampling_ratio)
         self.levels, self.aligned, self.level_eps = levels, aligned, level_eps
-        self.sparse = sampling_ratio > 0
+        self.sparse = True
         """Whether a CPU pools by a sparse product instead of by torchvision's operator."""
 
     def forward(
@@ -166,9 +174,28 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
                 features.float(), rois, size, scale, self.sampling_ratio, self.aligned
             )
             return pooled
+        ratio = self.sampling_ratio
+        if ratio > 0:
+            return self._product(features, rois, scale, (ratio, ratio))
+        # boxes that want as many samples go together; one without extent has none, and gives 0
+        _, side = _in_cells(rois, scale, self.aligned)
+        wanted = (side / size).ceil().long().clamp(min=0)
+        order, parts = [], []
+        for x, y in wanted.unique(dim=0).tolist():
+            rows = torch.where((wanted == torch.tensor([x, y])).all(1))[0]
+            order.append(rows)
+            if x and y:
+                parts.append(self._product(features, rois[rows], scale, (x, y)))
+            else:
+                parts.append(features.new_zeros((len(rows), features.shape[1], size, size)))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _product(
+        self, features: Tensor, rois: Tensor, scale: float, samples: tuple[int, int]
+    ) -> Tensor:
         n, _, height, width = features.shape
-        matrix = pooling_matrix(
-            rois, (n, height, width), scale, size, self.sampling_ratio, aligned=self.aligned
-        )
+        size = self.output_size[0]
+        shape = (n, height, width)
+        matrix = pooling_matrix(rois, shape, scale, size, samples, aligned=self.aligned)
         out: Tensor = _Pool.apply(features, matrix, size)
         return out
