@@ -39,9 +39,10 @@ def main() -> None:
     corner = [torch.rand(128, 2) * 300 for _ in sizes]
     boxes = [torch.cat([c, c + 20 + torch.rand(128, 2) * 60], 1) for c in corner]
     print("512 boxes, 128 channels, 4 chips of 384 px; medians of", RUNS, "paired runs")
-    for cells in (7, 14):
-        theirs = MultiScaleRoIAlign(list(LEVELS), cells, 2)
-        ours = PyramidRoIAlign(LEVELS, cells)
+    # 0 samples: as many as feature cells an output cell spans, Detectron2's default
+    for cells, samples in ((7, 2), (14, 2), (7, 0), (14, 0)):
+        theirs = MultiScaleRoIAlign(list(LEVELS), cells, samples)
+        ours = PyramidRoIAlign(LEVELS, cells, samples)
         rows = [
             (seconds(theirs, features, boxes, sizes), seconds(ours, features, boxes, sizes))
             for _ in range(RUNS + 1)
@@ -50,7 +51,7 @@ def main() -> None:
             ratio = statistics.median(a[i] / b[i] for a, b in rows)
             ms = [statistics.median(r[k][i] for r in rows) * 1e3 for k in (0, 1)]
             print(
-                f"{cells:2} x {cells:<2} {name:8}  torchvision {ms[0]:6.1f} ms  "
+                f"{cells:2} x {cells:<2} samples {samples} {name:8}  torchvision {ms[0]:6.1f} ms  "
                 f"sparse {ms[1]:6.1f} ms  ratio {ratio:.1f}"
             )
 

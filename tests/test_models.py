@@ -8,18 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+import shapely
 import torch
+from rasterio.windows import Window
 from safetensors.torch import load_file, save_file
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from geoseg.errors import ModelError
 from geoseg.models.card import ModelCard, load_card_and_weights, read_card, save_model
 from geoseg.models.detector import Detector
-from geoseg.models.inference import MaskRCNNDetector, choose_device
-from geoseg.models.maskrcnn import Architecture, build_maskrcnn
+from geoseg.models.inference import MaskRCNNDetector, choose_device, propose
+from geoseg.models.maskrcnn import Architecture, PyramidAnchors, build_maskrcnn
 from geoseg.models.registry import find_card, find_model, load_model, shipped_models
 from geoseg.models.roialign import PyramidRoIAlign
-from geoseg.records import Instances
+from geoseg.objects.vectorize import vectorize
+from geoseg.records import Instances, Tile
+from geoseg.scenes.town import render_town
 
 TINY = Architecture(fpn_channels=32, box_features=64, mask_convs=1)
 CARD = ModelCard(
@@ -189,6 +196,35 @@ def test_pooling_is_that_of_torchvision():
             torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+def test_pooling_aligned_and_adaptive(aligned, samples):
+    generator = torch.Generator().manual_seed(1)
+    feature = torch.randn(2, 4, 40, 52, generator=generator)
+    corner = torch.rand(60, 2, generator=generator) * 200 - 20
+    side = torch.exp(torch.rand(60, 2, generator=generator) * 6 - 1)
+    rois = torch.cat([torch.arange(60)[:, None] % 2, corner, corner + side], 1)
+    pool = PyramidRoIAlign(("0",), 7, samples, aligned=aligned)
+    want = roi_align(feature, rois, 7, 0.25, samples, aligned)
+    torch.testing.assert_close(pool.pool(feature, rois, 0.25), want, atol=1e-4, rtol=1e-4)
+    empty = torch.tensor([[0.0, 20.0, 30.0, 20.0, 60.0]])
+    want = roi_align(feature, empty, 7, 0.25, samples, aligned)
+    torch.testing.assert_close(pool.pool(feature, empty, 0.25), want, atol=1e-4, rtol=1e-4)
+    if samples == 2:
+        want = roi_align(feature, rois, 7, 0.25, samples, aligned)
+        # half a cell apart: the option does something
+        other = roi_align(feature, rois, 7, 0.25, samples, not aligned)
+        assert (want - other).abs().max() > 0.1
+
+
+def test_levels_of_boxes_by_size():
+    maps = {str(i): torch.full((1, 1, 128 >> i, 128 >> i), float(i)) for i in range(4)}
+    sides = torch.tensor([10.0, 111.0, 113.0, 223.0, 225.0, 447.0, 449.0])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
+    out = PyramidRoIAlign(("0", "1", "2", "3"), 7, level_eps=1e-8)(maps, [boxes], [(512, 512)])
+    assert out[:, 0, 3, 3].tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
 def test_pooling_of_no_boxes():
     maps = {str(i): torch.randn(1, 5, 64 >> i, 64 >> i) for i in range(4)}
     out = PyramidRoIAlign(("0", "1", "2", "3"), 7)(maps, [torch.zeros(0, 4)], [(256, 256)])
@@ -205,6 +241,161 @@ def test_fused_batch_norm_changes_nothing(tiles):
         got, want = detector.model.backbone(pixels), plain.backbone(pixels)
     for name, feature in want.items():
         torch.testing.assert_close(got[name], feature, atol=1e-3, rtol=1e-3)
+
+
+# --- architectures ---------------------------------------------------------------------------
+
+SMALL = {"fpn_channels": 32, "box_features": 16, "mask_convs": 1}
+RESNET = {"family": "resnet_fpn", "backbone": "resnet18", "fpn_norm": "none"} | SMALL
+
+
+def one_step(architecture: Architecture) -> list[str]:
+    """Return the names of the weights that one step of training changes."""
+    torch.manual_seed(0)
+    model = build_maskrcnn(architecture, 2).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    pixels = torch.randn(2, 3, 96, 96)
+    target = {
+        "boxes": torch.tensor([[8.0, 10.0, 40.0, 50.0], [50.0, 30.0, 90.0, 80.0]]),
+        "labels": torch.tensor([1, 2]),
+        "masks": torch.ones(2, 96, 96, dtype=torch.uint8),
+    }
+    sizes, targets = [(96, 96)] * 2, [target, target]
+    features = model.backbone(pixels)
+    proposals, losses = model.rpn(ImageList(pixels, sizes), features, targets)
+    _, more = model.roi_heads(features, proposals, sizes, targets)
+    assert ("loss_mask" in more) == architecture.masks
+    total = sum([*losses.values(), *more.values()])
+    assert torch.isfinite(total)
+    total.backward()
+    optimizer.step()
+    after = model.state_dict()
+    return [k for k, v in before.items() if not torch.equal(v, after[k])]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "resnet18"},
+        {"backbone_norm": "batch", "fpn_norm": "batch", "box_norm": "batch", "mask_norm": "none"},
+        {"box_convs": 0, "box_fcs": 2, "rpn_convs": 2},
+        {"box_convs": 4, "box_fcs": 1, "box_norm": "batch", "box_channels": 64},
+        {"mask_size": 56, "mask_convs": 0, "mask_channels": 64},
+        {"anchor_sizes_px": ((8, 12), (16, 24), (32, 48), (64, 96), (128, 192))},
+        {"masks": False},
+        RESNET,
+        RESNET | {"backbone_norm": "batch", "box_fcs": 2, "box_convs": 0, "mask_size": 56},
+        RESNET
+        | {"backbone": "resnet50", "stride_in_1x1": True, "anchors_rounded": False}
+        | {"anchor_offset": 0.5, "roi_aligned": True, "box_sampling_ratio": 0}
+        | {"mask_sampling_ratio": 0, "roi_level_eps": 1e-8, "size_divisor": 32},
+    ],
+    ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items() if k not in SMALL)[:60],
+)
+def test_options_train_and_detect(options, tiles):
+    architecture = Architecture(**(SMALL | options))
+    changed = one_step(architecture)
+    trained = architecture.backbone_norm == "batch"
+    statistics = [k for k in changed if k.endswith("running_mean") and "backbone.body" in k]
+    assert bool(statistics) == trained, "frozen norms keep their statistics, others do not"
+    for part in ("backbone.body", "backbone.fpn", "rpn.head", "roi_heads.box_head"):
+        assert any(k.startswith(part) for k in changed), part
+    assert architecture.masks == any(k.startswith("roi_heads.mask") for k in changed)
+    card = replace(CARD, architecture=architecture.to_dict())
+    detector = MaskRCNNDetector(build_maskrcnn(architecture, 2), card, device="cpu", min_score=0.0)
+    found = detector(tiles[:1])[0]
+    assert len(found) > 0
+    assert found.masks.shape[1:] == (card.mask_size,) * 2
+    assert card.mask_size == (architecture.mask_size if architecture.masks else 2)
+    # the card's JSON gives it back, nested sizes too
+    plain = json.loads(card.to_json())["architecture"]
+    assert Architecture.from_dict(plain) == architecture
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "vit"}, "family is 'vit'; expected one of timm_fpn, resnet_fpn"),
+        ({"mask_size": 32}, "mask_size is 32; expected one of 28, 56"),
+        ({"box_fcs": 0}, "box_fcs is 0; at least 1"),
+        ({"anchor_sizes_px": (16, 32)}, "expected five, one a level"),
+        ({"anchor_sizes_px": ((8, 9), (16,), (32,), (64,), (128,))}, "as many on each"),
+        ({"stride_in_1x1": True}, "stride_in_1x1 is for family resnet_fpn only"),
+        (RESNET | {"stride_in_1x1": True}, "needs bottlenecks; resnet18 has none"),
+        (RESNET | {"backbone": "resnet51"}, "unknown backbone 'resnet51' of family resnet_fpn"),
+        ({"fpn_channels": 40}, "multiples of 32, not 40"),
+    ],
+)
+def test_architectures_that_make_no_sense(options, message):
+    with pytest.raises(ModelError, match=message):
+        build_maskrcnn(Architecture(**options), 2)
+
+
+def test_anchors_in_metres():
+    sizes = {"anchor_sizes_m": [2, 4, 8, 16, 32]}
+    assert Architecture.from_dict(sizes, gsd_m=0.5).anchor_sizes_px == (4, 8, 16, 32, 64)
+    pairs = Architecture.from_dict({"anchor_sizes_m": [[1, 2]] * 5}, gsd_m=0.5)
+    assert pairs.anchor_sizes_px == ((2, 4),) * 5
+    with pytest.raises(ModelError, match="anchor_sizes_m needs a gsd_m"):
+        Architecture.from_dict(sizes)
+
+
+def test_anchors_of_both_kinds():
+    maps = [torch.zeros(1, 1, -(-100 // (4 << i)), -(-100 // (4 << i))) for i in range(5)]
+    image = ImageList(torch.zeros(1, 3, 100, 100), [(100, 100)])
+    sizes = ((30.0, 45.0), *((s, 1.5 * s) for s in (60.0, 120.0, 240.0, 480.0)))
+    plain = Architecture(anchor_sizes_px=sizes)
+    (rounded,) = PyramidAnchors(plain)(image, maps)
+    (theirs,) = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)(image, maps)
+    assert torch.equal(rounded, theirs)
+    exact = replace(plain, anchors_rounded=False, anchor_offset=0.5)
+    (found,) = PyramidAnchors(exact)(image, maps)
+    assert found.shape == rounded.shape
+    # the first cell: around (2, 2), sizes one after the other, each in all ratios
+    first = found[:6].double()
+    sides = first[:, 2:] - first[:, :2]
+    assert torch.allclose(first[:, :2] + sides / 2, torch.tensor(2.0).double())
+    assert torch.allclose(sides.prod(1), torch.tensor([900.0] * 3 + [2025.0] * 3).double())
+    assert torch.allclose(sides[:, 1] / sides[:, 0], torch.tensor([0.5, 1, 2] * 2).double())
+    # the last level has 2 x 2 cells, 64 px apart, where torchvision would put 50
+    last = found[-24:]
+    assert (last[6:12] - last[:6])[:, 0].tolist() == [64.0] * 6
+    assert (rounded[-18:-12] - rounded[-24:-18])[:, 0].tolist() == [50.0] * 6
+
+
+def test_tiles_are_padded_to_the_divisor(tiles):
+    """A tile of any size gives what the same tile does with zeros around it."""
+    options = Architecture(**(SMALL | {"size_divisor": 32}))
+    card = replace(CARD, architecture=options.to_dict(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    odd = tiles[:1, :, :83, :101].copy()
+    padded = np.zeros((1, 3, 96, 128), np.uint8)
+    padded[:, :, :83, :101] = odd
+    detector = MaskRCNNDetector(tiny_network(), card, device="cpu")
+    assert torch.equal(detector._normalized(odd), detector._normalized(padded))
+    (found,) = detector(odd)
+    assert len(found) > 5
+    assert found.boxes[:, [0, 2]].max() <= 101
+    assert found.boxes[:, [1, 3]].max() <= 83
+
+
+def test_an_object_is_its_box_without_masks(tiles):
+    card = replace(CARD, architecture=replace(TINY, masks=False).to_dict())
+    network = build_maskrcnn(replace(TINY, masks=False), 2)
+    weights = {k: v for k, v in tiny_network().state_dict().items() if "mask" not in k}
+    network.load_state_dict(weights)
+    (found,) = MaskRCNNDetector(network, card, device="cpu")(tiles[:1])
+    (masked,) = MaskRCNNDetector(tiny_network(), CARD, device="cpu")(tiles[:1])
+    np.testing.assert_array_equal(found.boxes, masked.boxes)
+    assert len(found) > 5
+    window = Window(10, 20, 128, 96)
+    tile = Tile(index=(0, 0), core=window, window=window)
+    fragments = vectorize(found, tile, tile_row=0, raster_shape=(500, 500), min_area_px=0)
+    assert len(fragments) == len(found)
+    corners = found.boxes.astype(np.float64) + np.array([10, 20, 10, 20])
+    boxes = shapely.box(*corners.T)
+    apart = shapely.area(shapely.symmetric_difference(fragments.polygons, boxes))
+    assert apart.max() < 1e-6
 
 
 # --- the detector ----------------------------------------------------------------------------
@@ -272,15 +463,87 @@ def test_thresholds_of_the_card_and_the_caller(tiles):
 
 
 def test_reaching_the_cap_is_said(tiles):
-    free = MaskRCNNDetector(tiny_network(), CARD, device="cpu")(tiles[:1])[0]
+    roomy = replace(CARD, proposals=5000, rpn_pre_nms=5000)
+    free = MaskRCNNDetector(tiny_network(), roomy, device="cpu", min_score=0.6)(tiles[:1])[0]
     assert len(free) > 5
     assert not free.saturated
-    capped = MaskRCNNDetector(tiny_network(), replace(CARD, max_detections=5), device="cpu")
-    found = capped(tiles[:1])[0]
+    capped = replace(roomy, max_detections=5)
+    found = MaskRCNNDetector(tiny_network(), capped, device="cpu", min_score=0.6)(tiles[:1])[0]
     assert len(found) == 5
     assert found.saturated
     # the best ones stay
     np.testing.assert_allclose(np.sort(found.scores), np.sort(free.scores)[-5:], atol=1e-5)
+
+
+def objectness(model, bias):
+    """Give every anchor about the same objectness."""
+    with torch.no_grad():
+        model.rpn.head.cls_logits.weight.mul_(0.1)
+        model.rpn.head.cls_logits.bias.fill_(bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("bias", "limits", "saturated"),
+    [
+        # everything is an object: more of them than the heads are given
+        (4.0, {"proposals": 60, "rpn_pre_nms": 5000}, True),
+        # ... and more than one level ranks
+        (4.0, {"proposals": 5000, "rpn_pre_nms": 100}, True),
+        # room for all of them
+        (4.0, {"proposals": 5000, "rpn_pre_nms": 5000}, False),
+        # nothing is: the limits cut only what is none
+        (-4.0, {"proposals": 60, "rpn_pre_nms": 100}, False),
+    ],
+)
+def test_limits_of_the_proposals(tiles, bias, limits, saturated):
+    card = replace(CARD, **limits)
+    detector = MaskRCNNDetector(objectness(tiny_network(), bias), card, device="cpu", min_score=0.9)
+    assert [found.saturated for found in detector(tiles)] == [saturated] * 3
+    assert max(len(found) for found in detector(tiles)) < card.max_detections
+
+
+def test_proposals_are_those_of_torchvision(tiles):
+    network = tiny_network().eval()
+    pixels = torch.from_numpy(tiles).float() / 127.5 - 1
+    rpn = network.rpn
+    rpn._pre_nms_top_n, rpn._post_nms_top_n = {"testing": 300}, {"testing": 60}
+    card = replace(CARD, rpn_pre_nms=300)
+    with torch.no_grad():
+        features = network.backbone(pixels)
+        wanted, _ = rpn(ImageList(pixels, [(96, 128)] * 3), features)
+        found, _ = propose(rpn, pixels, features, (96, 128), card)
+        by_logit, _ = propose(rpn, pixels, features, (96, 128), replace(card, rpn_by_logit=True))
+    for one, other, third in zip(found, wanted, by_logit, strict=True):
+        assert len(one) == 60
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+        torch.testing.assert_close(third, other, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+def test_pixels_that_are_not_finite(tiles, bad):
+    detector = MaskRCNNDetector(tiny_network(), CARD, device="cpu")
+    broken = tiles[:1].astype(np.float32)
+    broken[:, :, 20:40, 30:60] = bad
+    (found,) = detector(broken)
+    assert np.isfinite(found.boxes).all()
+    assert np.isfinite(found.masks).all()
+    if bad != 1e38:
+        # they count as 0, as pixels without data do
+        zero = tiles[:1].copy()
+        zero[:, :, 20:40, 30:60] = 0
+        same(found, detector(zero)[0])
+
+
+def test_outputs_that_are_not_finite(tiles):
+    network = tiny_network()
+    with torch.no_grad():
+        network.roi_heads.mask_predictor.mask_fcn_logits.bias[1] = np.nan
+        network.roi_heads.box_predictor.bbox_pred.bias[8:] = np.nan
+    detector = MaskRCNNDetector(network, CARD, device="cpu")
+    assert sum(len(f) for f in MaskRCNNDetector(tiny_network(), CARD, device="cpu")(tiles)) > 20
+    # class 0 lost its masks, class 1 its boxes
+    assert [len(f) for f in detector(tiles)] == [0, 0, 0]
 
 
 def test_a_tile_in_which_nothing_is_found(tiles):
@@ -311,3 +574,16 @@ def test_the_shipped_model_finds_nothing_where_nothing_is():
     assert detector.card.gsd_m == pytest.approx(0.13, abs=0.03)
     blank = np.zeros((1, 3, 256, 256), np.uint8)
     assert len(detector(blank)[0]) == 0
+
+
+@pytest.mark.skipif("buildings" not in shipped_models(), reason="no model is shipped")
+def test_a_town_saturates_no_tile_of_the_shipped_model(tmp_path):
+    """The proposals' limits are no more often in the way than the cap of detections, which is not."""
+    town = render_town(tmp_path, width_px=1024, height_px=512, gsd_m=0.14, seed=3, density=1.4)
+    with rasterio.open(town.image) as image:
+        pixels = image.read([1, 2, 3])
+    tiles = np.stack([pixels[:, :, :512], pixels[:, :, 512:]])
+    found = load_model("buildings", device="cpu")(tiles)
+    assert min(len(f) for f in found) > 5
+    assert max(len(f) for f in found) < find_card("buildings").max_detections
+    assert [f.saturated for f in found] == [False, False]

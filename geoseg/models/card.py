@@ -22,7 +22,11 @@ CARD_VERSION = 1
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON or TOML table with its lists as tuples, as frozen records hold them."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return {k: _as_tuple(v) for k, v in values.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,9 @@ class ModelCard:
     """Registry name."""
     classes: tuple[str, ...]
     """Class names; a detection's label is an index into it."""
-    gsd_m: float
-    """Ground metres per pixel that the network was trained at."""
+    gsd_m: float | None
+    """Ground metres per pixel that the network was trained at; None for a model of everyday
+    photographs, which takes imagery at its own."""
     architecture: Mapping[str, Any]
     """Arguments of the network's builder."""
     bands: tuple[str, ...] = ("red", "green", "blue")
@@ -71,14 +76,59 @@ class ModelCard:
     """Measured quality and the command that measured it."""
     card_version: int = CARD_VERSION
     """Version of this record."""
+    rpn_pre_nms: int = 1000
+    """Boxes of each pyramid level that the region proposal network ranks, a tile."""
+    rpn_nms_iou: float = 0.7
+    """Box IoU above which the lower-ranked of two proposals of one level is dropped."""
+    rpn_min_size: float = 1e-3
+    """Proposals with a side below this are dropped, px; at 0, those without width or height."""
+    rpn_by_logit: bool = False
+    """Rank proposals by logit (Detectron2) instead of by probability, in which the surest tie."""
+    strict_score: bool = False
+    """A score must exceed the threshold; otherwise reaching it is enough."""
+    min_side_px: float = 1.0
+    """Detections with a shorter side are dropped, px."""
+    resize_hint: Mapping[str, Any] = field(default_factory=dict)
+    """How its authors resized images before the network; a hint only, no tile is resized."""
+    class_outputs: tuple[int, ...] = ()
+    """The network's output of each class, where background is 0; empty: 1, 2, 3 and so on."""
 
     def __post_init__(self) -> None:
         if not self.classes:
             raise ModelError(f"model card {self.name} has no classes")
-        if not self.gsd_m > 0:
+        if self.gsd_m is not None and not self.gsd_m > 0:
             raise ModelError(f"model card {self.name}: gsd_m is {self.gsd_m}; expected above 0")
         if not 0 <= self.min_score <= 1:
             raise ModelError(f"model card {self.name}: min_score must lie in [0, 1]")
+        for name in ("max_detections", "proposals", "rpn_pre_nms"):
+            if getattr(self, name) < 1:
+                raise ModelError(
+                    f"model card {self.name}: {name} is {getattr(self, name)}; expected at least 1"
+                )
+        for name in ("nms_iou", "rpn_nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelError(f"model card {self.name}: {name} must lie in [0, 1]")
+        outputs = self.class_outputs
+        if outputs and (len(set(outputs)) != len(self.classes) or min(outputs) < 1):
+            raise ModelError(
+                f"model card {self.name}: class_outputs must name one output from 1 on for each "
+                f"of the {len(self.classes)} classes"
+            )
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network besides the background's."""
+        return max(self.class_outputs, default=len(self.classes))
+
+    @property
+    def mask_size(self) -> int:
+        """Cells a side of the masks; 2 where an object is its box (Faster R-CNN)."""
+        return int(self.architecture.get("mask_size", 28)) if self.has_masks else 2
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it gives masks; otherwise an object is its box."""
+        return bool(self.architecture.get("masks", True))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> ModelCard:
@@ -150,7 +200,6 @@ def load_card_and_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     ModelError
         If the file is missing, is no safetensors file, or holds values that are not finite.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -161,12 +210,24 @@ def load_card_and_weights(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
-    for name, value in weights.items():
-        if value.is_floating_point():
-            weights[name] = value.float()
-            if not bool(torch.isfinite(value).all()):
-                raise ModelError(f"{path}: weight {name} holds values that are not finite")
-    return card, weights
+    return card, as_float32(weights, path)
+
+
+def as_float32(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return weights as float32, all of them finite; `path` is for the message.
+
+    Raises
+    ------
+    ModelError
+        If some are not finite; the message names them.
+    """
+    import torch
+
+    out = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    if bad := [k for k, v in out.items() if not bool(torch.isfinite(v).all())]:
+        more = f" and {len(bad) - 12} more" if len(bad) > 12 else ""
+        raise ModelError(f"{path}: {', '.join(bad[:12])}{more} holds values that are not finite")
+    return out
 
 
 def file_sha256(path: Path) -> str:

@@ -37,8 +37,22 @@ def _linear_taps(
     return index.reshape(shape), weight.reshape(shape)
 
 
+def _in_cells(rois: Tensor, scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Return corners and sides (R, 2), x first, in cells of a feature map."""
+    corners = rois[:, 1:].float() * scale - (0.5 if aligned else 0.0)
+    sides = corners[:, 2:] - corners[:, :2]
+    # before 'aligned' was thought of, thinner boxes than a cell were widened to one
+    return corners[:, :2], sides if aligned else sides.clamp(min=1)
+
+
 def pooling_matrix(
-    rois: Tensor, shape: tuple[int, int, int], scale: float, output_size: int, sampling_ratio: int
+    rois: Tensor,
+    shape: tuple[int, int, int],
+    scale: float,
+    output_size: int,
+    samples: tuple[int, int],
+    *,
+    aligned: bool = False,
 ) -> scipy.sparse.csr_matrix:
     """Return the matrix that pools all boxes from one feature map.
 
@@ -50,22 +64,26 @@ def pooling_matrix(
         Images, rows and columns (N, H, W) of the feature map.
     scale : float
         Feature cells per image px.
-    output_size, sampling_ratio : int
-        Cells a side, and samples a cell and axis.
+    output_size : int
+        Cells a side.
+    samples : tuple of int
+        Samples a cell, along x and along y.
+    aligned : bool
+        See `PyramidRoIAlign`.
 
     Returns
     -------
     scipy.sparse.csr_matrix (R * output_size^2, N * H * W), float32
     """
     n, height, width = shape
-    x0, y0, x1, y1 = (rois[:, 1:].float() * scale).unbind(1)
-    iy, wy = _linear_taps(y0, (y1 - y0).clamp(min=1), output_size, sampling_ratio, height)
-    ix, wx = _linear_taps(x0, (x1 - x0).clamp(min=1), output_size, sampling_ratio, width)
+    corner, side = _in_cells(rois, scale, aligned)
+    ix, wx = _linear_taps(corner[:, 0], side[:, 0], output_size, samples[0], width)
+    iy, wy = _linear_taps(corner[:, 1], side[:, 1], output_size, samples[1], height)
     first_row = rois[:, 0].long() * height
     index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
     index = index + ix[:, None, :, None, :]
     weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    taps = (2 * sampling_ratio) ** 2
+    taps = 4 * samples[0] * samples[1]
     rows = len(rois) * output_size**2
     return scipy.sparse.csr_matrix(
         (
@@ -105,12 +123,26 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     output_size : int
         Cells a side of the result.
     sampling_ratio : int
-        Samples a cell and axis.
+        Samples a cell and axis; 0: as many as feature cells it spans, rounded up.
+    aligned : bool
+        Feature cells have their centres at half indices, and boxes may be thinner than a cell.
+    level_eps : float
+        Added to a box's size over 224 before its level is read off.
     """
 
-    def __init__(self, levels: tuple[str, ...], output_size: int, sampling_ratio: int = 2) -> None:
+    def __init__(
+        self,
+        levels: tuple[str, ...],
+        output_size: int,
+        sampling_ratio: int = 2,
+        *,
+        aligned: bool = False,
+        level_eps: float = 1e-6,
+    ) -> None:
         super().__init__(list(levels), output_size, sampling_ratio)
-        self.levels = levels
+        self.levels, self.aligned, self.level_eps = levels, aligned, level_eps
+        self.sparse = True
+        """Whether a CPU pools by a sparse product instead of by torchvision's operator."""
 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
@@ -122,7 +154,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         ).detach()
         area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
         # the paper's equation 1: a box of 224 px belongs to stride 16
-        level = torch.floor(2 + torch.log2(area.clamp(min=0).sqrt() / 224 + 1e-6))
+        level = torch.floor(2 + torch.log2(area.clamp(min=0).sqrt() / 224 + self.level_eps))
         level = level.clamp(0, len(self.levels) - 1)
         first = features[self.levels[0]]
         size = self.output_size[0]
@@ -130,16 +162,40 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         for i, name in enumerate(self.levels):
             rows = torch.where(level == i)[0]
             if len(rows):
-                pooled = self._pool(features[name], rois[rows], 1 / 2 ** (i + 2))
+                pooled = self.pool(features[name], rois[rows], 1 / 2 ** (i + 2))
                 out = out.index_copy(0, rows, pooled)
         return out
 
-    def _pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
+    def pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """Return (R, C, S, S) pooled from one feature map (N, C, H, W)."""
         size = self.output_size[0]
-        if features.device.type != "cpu":
-            pooled: Tensor = roi_align(features.float(), rois, size, scale, self.sampling_ratio)
+        if features.device.type != "cpu" or not self.sparse:
+            pooled: Tensor = roi_align(
+                features.float(), rois, size, scale, self.sampling_ratio, self.aligned
+            )
             return pooled
+        ratio = self.sampling_ratio
+        if ratio > 0:
+            return self._product(features, rois, scale, (ratio, ratio))
+        # boxes that want as many samples go together; one without extent has none, and gives 0
+        _, side = _in_cells(rois, scale, self.aligned)
+        wanted = (side / size).ceil().long().clamp(min=0)
+        order, parts = [], []
+        for x, y in wanted.unique(dim=0).tolist():
+            rows = torch.where((wanted == torch.tensor([x, y])).all(1))[0]
+            order.append(rows)
+            if x and y:
+                parts.append(self._product(features, rois[rows], scale, (x, y)))
+            else:
+                parts.append(features.new_zeros((len(rows), features.shape[1], size, size)))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _product(
+        self, features: Tensor, rois: Tensor, scale: float, samples: tuple[int, int]
+    ) -> Tensor:
         n, _, height, width = features.shape
-        matrix = pooling_matrix(rois, (n, height, width), scale, size, self.sampling_ratio)
+        size = self.output_size[0]
+        shape = (n, height, width)
+        matrix = pooling_matrix(rois, shape, scale, size, samples, aligned=self.aligned)
         out: Tensor = _Pool.apply(features, matrix, size)
         return out
