@@ -20,7 +20,7 @@ VERBS = {
     "preview": "Draw objects over imagery, as a PNG.",
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
     "compare": "Say what changed between the objects of two dates.",
-    "models": "List the shipped models, or show a model's card.",
+    "models": "List the models that have a name, or show a model's card.",
     "convert": "Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",
     "train": "Train a model from a training file (TOML).",
     "demo": "Render a town, run the main job on it, compare with the truth.",
