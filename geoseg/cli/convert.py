@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 
-@click.command("convert")
+@click.command(
+    "convert",
+    short_help="Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",
+)
 @click.argument("checkpoint")
 @click.option(
     "--config",

@@ -38,7 +38,12 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
     required=True,
     help="GeoPackage (.gpkg), GeoParquet (.parquet), FlatGeobuf (.fgb) or GeoJSON (.geojson).",
 )
-@click.option("--model", default="buildings", show_default=True, help="Name or .safetensors file.")
+@click.option(
+    "--model",
+    default="buildings",
+    show_default=True,
+    help="Name (geoseg models), NAME@FILE, or a .safetensors or .pth file.",
+)
 @click.option("--detector", metavar="MODULE:FACTORY", help="Your own detector instead of a model.")
 @click.option("--tile-size", type=int, help="Side of a tile, px.  [default: the model card's]")
 @click.option("--overlap", type=int, help="Px that tiles share.  [default: the model card's]")

@@ -263,6 +263,8 @@ def _notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -> t
             f"{capped} quarter(s) of tiles reached the detector's cap even so and may lack "
             "objects; the coverage layer says where, a smaller --tile-size may help"
         )
+    if plan.about_model.get("boxes_only"):
+        notes.append("the model finds boxes only: each object is its box")
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
     notes += [

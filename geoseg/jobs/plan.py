@@ -151,6 +151,8 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
                 "licence": card.licence,
                 "credits": list(card.credits),
                 "quality": dict(card.quality),
+                "description": card.description,
+                "boxes_only": not card.has_masks,
             },
         }
     # the user's own: it need not be what it promises

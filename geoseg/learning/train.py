@@ -24,10 +24,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from geoseg.errors import ConfigError
 from geoseg.learning.labels import Augmentation, ChipSampler, load_site
-from geoseg.models.card import ModelCard, load_card_and_weights, save_model, with_tuples
+from geoseg.models.card import ModelCard, save_model, with_tuples
 from geoseg.models.inference import choose_device
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
-from geoseg.models.registry import find_model
+from geoseg.models.registry import find_model, open_model
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ def read_training_file(path: Path) -> TrainingFile:
     train = with_tuples(table.get("train", {}))
     try:
         if "architecture" in train:
-            train["architecture"] = Architecture.from_dict(train["architecture"])
+            train["architecture"] = Architecture.from_dict(
+                train["architecture"], gsd_m=train.get("gsd_m")
+            )
         if "augmentation" in train:
             train["augmentation"] = Augmentation(**with_tuples(train["augmentation"]))
         train.setdefault("classes", ())
@@ -195,8 +197,8 @@ def _initial_model(settings: TrainSettings, folder: Path) -> MaskRCNN:
     if settings.start == "imagenet":
         _load_imagenet(model.backbone.body, settings.architecture.backbone)
     elif settings.start != "nothing":
-        start = find_model(_beside(folder, settings.start))
-        load_weights(model, load_card_and_weights(start)[1], start)
+        start = _beside(folder, settings.start)
+        load_weights(model, open_model(start)[1], find_model(start))
     if settings.start != "nothing":
         # the first layers see edges and colours: their ImageNet weights serve, and half of the
         # backward pass would go into them
