@@ -19,6 +19,8 @@ VERBS = {
     "run": "Run a job file (TOML).",
     "preview": "Draw objects over imagery, as a PNG.",
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
+    "check": "Find broken and unfit images before the night.",
+    "plan": "Tell tiles, memory, disk and time before the night.",
     "models": "List the shipped models, or show a model's card.",
     "train": "Train a model from a training file (TOML).",
     "demo": "Render a town, run the main job on it, compare with the truth.",
