@@ -134,7 +134,9 @@ def _show(reports: Sequence[ImageReport]) -> None:
         for problem in report.problems:
             click.echo(f"{report.state.upper()}: {_printable(_with_name(problem, name))}")
         if report.loss is not None and report.loss.place:
-            click.echo(f"  lost of {name}: {report.loss.share:.1%} of its blocks, {report.loss.place}")
+            click.echo(
+                f"  lost of {name}: {report.loss.share:.1%} of its blocks, {report.loss.place}"
+            )
         for note in report.notes:
             click.echo(f"note: {name}: {_printable(note)}")
     states = Counter(report.state for report in reports)
@@ -195,5 +197,3 @@ def _show_statistics(opened: Sequence[tuple[str, ImageReport]]) -> None:
         ["file", "band", "min", "max", "mean", "invalid", "at lowest", "at highest", "from"], rows
     )
     click.echo()
-
-

@@ -31,7 +31,7 @@ from rasterio.transform import array_bounds
 from rasterio.windows import Window
 from rasterio.windows import bounds as window_bounds
 
-from geoseg.errors import GeosegError, SourceError, TileError
+from geoseg.errors import GeosegError, SourceError
 from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
 from geoseg.imagery.read import RasterReader
 from geoseg.imagery.source import describe_raster, open_raster, select_bands
@@ -385,9 +385,7 @@ def _look(
             bands, source = read_statistics(info)
             report = replace(report, statistics=bands, statistics_from=source)
             notes += _notes_on_values(info, bands, expected)
-    return replace(
-        report, problems=tuple(problems), damaged=bool(found), notes=tuple(notes)
-    )
+    return replace(report, problems=tuple(problems), damaged=bool(found), notes=tuple(notes))
 
 
 def _files_of(file: Path) -> list[Path]:
@@ -501,9 +499,7 @@ class _Box:
         return float(left), float(bottom), float(right), float(top)
 
 
-def _notes(
-    info: RasterInfo, facts: RasterFacts | None, expected: Expectation | None
-) -> list[str]:
+def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | None) -> list[str]:
     """Say what the header gives away that a result may suffer from."""
     notes = []
     if expected is not None:
@@ -710,8 +706,10 @@ class _Sums:
         invalid = round(1 - self.values / max(self.pixels, 1), 6)
         if not self.values:
             return BandStatistics(band, None, None, None, 1.0, None, None)
-        low, high = (None, None) if ends is None else (
-            round(self.at_ends.get(end, 0) / self.values, 6) for end in ends
+        low, high = (
+            (None, None)
+            if ends is None
+            else (round(self.at_ends.get(end, 0) / self.values, 6) for end in ends)
         )
         mean = round(self.total / self.values, 4)
         return BandStatistics(band, self.least, self.most, mean, invalid, low, high)
@@ -746,9 +744,7 @@ def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:
             f"them again with gdaladdo (GDAL: {elsewhere[0].reason})"
         )
     damaged = report.damaged or bool(failed or elsewhere)
-    return replace(
-        report, problems=tuple(problems), damaged=damaged, loss=loss or report.loss
-    )
+    return replace(report, problems=tuple(problems), damaged=damaged, loss=loss or report.loss)
 
 
 @dataclass(frozen=True, slots=True)
