@@ -27,9 +27,7 @@ from affine import Affine
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import array_bounds
 from rasterio.windows import Window
-from rasterio.windows import bounds as window_bounds
 
 from geoseg.errors import GeosegError, SourceError
 from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
@@ -343,6 +341,10 @@ def check_image(
     begun = time.perf_counter()
     report = ImageReport(str(path))
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return replace(report, problems=("the file's name is not valid UTF-8; rename it",))
+    try:
         report = _look(report, expected, bidx, statistics)
         if read and report.facts is not None:
             report = _read_all(report, progress)
@@ -412,10 +414,9 @@ def _warnings_as(notes: list[str]) -> Iterator[None]:
 
 def _facts(src: DatasetReader, file: Path) -> RasterFacts:
     """Read the header."""
-    gsd = bounds = None
-    located = src.crs is not None and not src.transform.almost_equals(Affine.identity())
-    if located:
-        bounds = tuple(float(v) for v in array_bounds(src.height, src.width, src.transform))
+    gsd = None
+    bounds = _Box(0, src.height, 0, src.width).bounds(src)
+    if bounds is not None:
         with suppress(GeosegError):
             gsd = ground_gsd_m(src.crs.to_wkt(), src.transform, src.width, src.height)
     if gsd is not None and not np.isfinite(gsd):
@@ -431,7 +432,7 @@ def _facts(src: DatasetReader, file: Path) -> RasterFacts:
         colors=tuple(color.name for color in src.colorinterp),
         crs=None if src.crs is None else _crs_name(src),
         gsd_m=gsd,
-        bounds=None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3]),
+        bounds=bounds,
         mask=_mask(src, file),
         block_shape=(int(rows), int(cols)),
         codec=str(structure.get("COMPRESSION", "none")),
@@ -494,9 +495,11 @@ class _Box:
         """Return (left, bottom, right, top) in the CRS, if the raster says where it lies."""
         if src.crs is None or src.transform.almost_equals(Affine.identity()):
             return None
-        window = Window(self.col, self.row, self.end_col - self.col, self.end_row - self.row)
-        left, bottom, right, top = window_bounds(window, src.transform)
-        return float(left), float(bottom), float(right), float(top)
+        cols, rows = np.array([self.cols, self.cols]).T.ravel(), np.array([*self.rows, *self.rows])
+        a, b, c, d, e, f = tuple(src.transform)[:6]
+        # all four corners: the raster may be rotated or south-up
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
 def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | None) -> list[str]:
@@ -719,10 +722,10 @@ def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:
     """Decode every block of an image, of its mask and of its overviews."""
     with open_raster(report.path) as src:
         levels = range(len(src.overviews(1)))
-        sizes = [int(math.prod(_block_grid(src, src)))]
+        sizes = [math.prod(_block_grid(src))]
         for level in levels:
             with open_raster(report.path, overview_level=level) as small:
-                sizes.append(int(math.prod(_block_grid(src, small))))
+                sizes.append(math.prod(_block_grid(small)))
         done = _Counter(sum(sizes), progress)
         failed = _failing(src, done)
         loss = _loss_of(failed, sizes[0], src)
@@ -769,7 +772,7 @@ class _Counter:
             self.progress(self.read, self.total)
 
 
-def _block_grid(_full: DatasetReader, src: DatasetReader) -> tuple[int, int]:
+def _block_grid(src: DatasetReader) -> tuple[int, int]:
     """Return how many blocks lie below and beside each other."""
     rows, cols = src.block_shapes[0]
     return -(-src.height // rows), -(-src.width // cols)
@@ -778,7 +781,7 @@ def _block_grid(_full: DatasetReader, src: DatasetReader) -> tuple[int, int]:
 def _failing(src: DatasetReader, done: _Counter) -> list[_Failure]:
     """Read all blocks, many at a time, and one by one where that fails."""
     rows, cols = src.block_shapes[0]
-    down, across = -(-src.height // rows), -(-src.width // cols)
+    down, across = _block_grid(src)
     at_once = max(1, min(across, _READ_PX // (rows * cols)))
     failed = []
     for row in range(down):

@@ -50,6 +50,9 @@ FULL = 0.5
 SPREAD = 0.1
 """Added to both ends of what the timed supertiles show: three are few."""
 
+BUSY = 0.15
+"""Share of the CPU that other programs may take before it is worth a word."""
+
 CLUSTER_START_S = 6.0
 """Starting Dask and its workers, beside loading the model."""
 FINISH_S = 0.0015
@@ -58,6 +61,8 @@ BASE_MB = 520.0
 """A process with torch and the libraries for rasters and geometries loaded."""
 TILE_BYTES_PER_PX = 650.0
 """What the shipped network holds at once for each pixel of a tile."""
+RESAMPLE_MB = 400.0
+"""Bringing a strip of pixels to the working pixel size."""
 DRIVER_MB = 450.0
 """The process that hands out supertiles, joins and writes."""
 OBJECTS_PER_KM2 = 3_000.0
@@ -96,6 +101,8 @@ class TimedSupertile:
     tiles: int
     """Tiles with pixels."""
     seconds: float
+    cpu_seconds: float
+    """Of all its threads: what the seconds would be on one idle core."""
     objects: float
     """Found in it; those at its edges count half, its neighbour sees them too."""
     part_bytes: int
@@ -198,12 +205,12 @@ def estimate_run(
             images, workers, _rough_memory(plan, workers), _rough_disk(plan, images)
         )
         return replace(estimate, notes=_notes(estimate, work))
-    with tempfile.TemporaryDirectory(prefix="geoseg-plan-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="geoseg-plan-") as scratch, _Others() as others:
         alone, crowded = _probe(work, workers, threads, Path(scratch))
-    measured = _Measured(work, alone, crowded)
+    measured = _Measured(work, alone, crowded, _on_gpu(plan))
     memory = _memory(
         workers,
-        max(run.peak_mb for run in (alone, *crowded)),
+        max(run.peak_mb for run in crowded or (alone,)),
         "measured on the timed supertiles, per worker; the driver by a rule of thumb",
     )
     estimate = Estimate(
@@ -214,7 +221,7 @@ def estimate_run(
         times=measured.times(workers, threads),
         timed=tuple(t for run in (alone, *crowded) for t in run.timed),
     )
-    return replace(estimate, notes=_notes(estimate, work))
+    return replace(estimate, notes=(*others.notes(), *_notes(estimate, work)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,6 +337,42 @@ def _on_gpu(plan: RunPlan) -> bool:
 # The probe
 
 
+class _Others:
+    """Watches what other programs take of the CPU while supertiles are timed."""
+
+    def __enter__(self) -> _Others:
+        self._began = self._taken()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        before, after = self._began, self._taken()
+        busy, everything = after[0] - before[0], after[1] - before[1]
+        self.share = max(0.0, busy) / everything if everything > 0 else 0.0
+
+    @staticmethod
+    def _taken() -> tuple[float, float]:
+        """Return CPU seconds that others used, and all there were."""
+        import psutil
+
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        # those of guests are counted twice
+        everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        own = os.times()
+        ours = own.user + own.system + own.children_user + own.children_system
+        return everything - idle - ours, everything
+
+    def notes(self) -> tuple[str, ...]:
+        """Say so, if it was much."""
+        if self.share <= BUSY:
+            return ()
+        note = (
+            f"other programs took {self.share:.0%} of the CPU while supertiles were timed: the "
+            "times hold while they do; without them it is faster"
+        )
+        return (note,)
+
+
 @dataclass(frozen=True, slots=True)
 class _ProbeRun:
     """What one process measured."""
@@ -438,6 +481,7 @@ def _result(plan: RunPlan, child: subprocess.Popen[bytes], path: Path, processes
             processes=processes,
             tiles=row["tiles"],
             seconds=row["seconds"],
+            cpu_seconds=row["cpu_seconds"],
             objects=row["objects"],
             part_bytes=row["part_bytes"],
         )
@@ -474,9 +518,9 @@ def _measure(tasks: Sequence[SupertileTask]) -> dict[str, Any]:
     timed = []
     read_s = peak = 0.0
     for task in tasks:
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         summary = run_supertile(task)
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         rows = pq.read_metadata(task.path).num_rows
         timed.append(
             {
@@ -484,6 +528,7 @@ def _measure(tasks: Sequence[SupertileTask]) -> dict[str, Any]:
                 "index": task.index,
                 "tiles": summary.tiles_run,
                 "seconds": seconds,
+                "cpu_seconds": cpu,
                 "objects": summary.objects + (rows - summary.objects) / 2,
                 "part_bytes": task.path.stat().st_size,
             }
@@ -500,6 +545,7 @@ class _Measured:
     work: _Work
     alone: _ProbeRun
     crowded: tuple[_ProbeRun, ...]
+    on_gpu: bool
 
     @property
     def _tiles(self) -> int:
@@ -512,24 +558,27 @@ class _Measured:
 
     def times(self, workers: int, threads: int) -> tuple[TimeEstimate, ...]:
         """Return the time with one worker, and with as many as the run will have."""
-        one = self._time(1, _cores(), 1.0, self.alone.ready_s)
+        one = self._time(self.alone.timed, 1, _cores(), self.alone.ready_s)
         if workers == 1:
             return (one,)
-        before = {(t.image, t.index): t.seconds for t in self.alone.timed}
-        slower = np.mean(
-            [t.seconds / before[t.image, t.index] for run in self.crowded for t in run.timed]
-        )
         ready = max(run.ready_s for run in self.crowded) + CLUSTER_START_S
-        return one, self._time(workers, threads, float(slower), ready)
+        timed = [t for run in self.crowded for t in run.timed]
+        return one, self._time(timed, workers, threads, ready)
 
-    def _time(self, workers: int, threads: int, slower: float, ready_s: float) -> TimeEstimate:
-        """Return the time where a supertile takes `slower` times as long as alone."""
-        rates = [t.seconds / max(t.tiles, 1) for t in self.alone.timed]
-        mean = sum(t.seconds for t in self.alone.timed) / self._tiles
+    def _time(
+        self, timed: Sequence[TimedSupertile], workers: int, threads: int, ready_s: float
+    ) -> TimeEstimate:
+        """Return the time of the run from supertiles timed under the same conditions."""
+        rates = [t.seconds / max(t.tiles, 1) for t in timed]
+        mean = sum(t.seconds for t in timed) / max(1, sum(t.tiles for t in timed))
+        fastest = min(rates)
+        if not self.on_gpu:
+            # with the cores to themselves; a GPU is no core, and waits for nobody
+            fastest = min(fastest, *(t.cpu_seconds / threads / max(t.tiles, 1) for t in timed))
         fixed = ready_s + FINISH_S * self._objects
         seconds, low, high = (
-            fixed + self._makespan(workers, rate * slower)
-            for rate in (mean, min(rates) * (1 - SPREAD), max(rates) * (1 + SPREAD))
+            fixed + self._makespan(workers, rate)
+            for rate in (mean, fastest * (1 - SPREAD), max(rates) * (1 + SPREAD))
         )
         return TimeEstimate(workers, threads, round(seconds, 1), round(low, 1), round(high, 1))
 
@@ -574,7 +623,10 @@ def _rough_memory(plan: RunPlan, workers: int) -> MemoryEstimate:
         # tiles are cut out of the supertile as copies, and share ground
         copies = 1 + (tiles.tile_size / (tiles.tile_size - tiles.overlap)) ** 2
         network = TILE_BYTES_PER_PX * tiles.tile_size**2
-        largest = max(largest, side * other * per_px * copies + network)
+        resampling = 0.0 if image.grid.is_native else RESAMPLE_MB * 1e6
+        # neither the pixels of tiles nor the network are there while a supertile is read
+        pixels = side * other * per_px
+        largest = max(largest, pixels + resampling, pixels * copies + network)
     how = (
         f"by a rule of thumb: {BASE_MB:.0f} MB for torch and libraries, the pixels of a supertile "
         "and of its tiles, and the shipped network's needs; your own detector may need more"
