@@ -396,7 +396,7 @@ def test_every_file_is_reported_whatever_ails_the_others(capsys, make_raster, tm
     args = [tmp_path, tmp_path / "e.txt", tmp_path / "none.tif", "/vsicurl/x.tif", "y" * 5000]
     code, out, err = run(capsys, *args)
     assert (code, err) == (1, "")
-    assert "9 files: 1 ok, 1 damaged, 7 unusable" in out
+    assert "9 file(s): 1 ok, 1 damaged, 7 unusable" in out
     for text in ("has no CRS", "the file is empty", "is not a raster", "is a VRT", "no such file"):
         assert text in out, text
     assert "lost of c.tif:" in out
@@ -411,7 +411,7 @@ def test_every_file_is_reported_whatever_ails_the_others(capsys, make_raster, tm
 def test_only_good_files_are_0(capsys, make_raster):
     code, out, _ = run(capsys, make_raster("a.tif"), make_raster("b.tif"), "--statistics")
     assert code == 0
-    assert "2 files: 2 ok, 0 damaged, 0 unusable" in out
+    assert "2 file(s): 2 ok, 0 damaged, 0 unusable" in out
     assert "all pixels" in out
 
 
@@ -423,7 +423,7 @@ def test_names_that_mean_harm_stay_text(capsys, make_raster, tmp_path):
     assert "\x1b" not in out
     assert "a\\x1b[31m\\nred.tif" in out
     assert "not valid UTF-8; rename it" in out
-    assert "2 files: 1 ok, 0 damaged, 1 unusable" in out
+    assert "2 file(s): 1 ok, 0 damaged, 1 unusable" in out
     code, out, _ = run(capsys, tmp_path, "--json")
     assert [r["state"] for r in json.loads(out)] == ["ok", "unusable"]
 

@@ -142,7 +142,7 @@ def _show(reports: Sequence[ImageReport]) -> None:
     states = Counter(report.state for report in reports)
     seconds = sum(report.seconds for report in reports)
     click.echo(
-        f"{len(reports)} files: {states['ok']} ok, {states['damaged']} damaged, "
+        f"{len(reports)} file(s): {states['ok']} ok, {states['damaged']} damaged, "
         f"{states['unusable']} unusable; {seconds:.2f} s"
     )
 
