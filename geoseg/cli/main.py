@@ -19,6 +19,8 @@ VERBS = {
     "run": "Run a job file (TOML).",
     "preview": "Draw objects over imagery, as a PNG.",
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
+    "check": "Find broken and unfit images before the night.",
+    "plan": "Tell tiles, memory, disk and time before the night.",
     "compare": "Say what changed between the objects of two dates.",
     "models": "List the models that have a name, or show a model's card.",
     "convert": "Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",

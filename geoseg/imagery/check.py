@@ -1,32 +1,72 @@
-"""Find broken files before the night, without reading pixels.
+"""Find broken and unfit files before the night, without reading pixels unless asked to.
 
 A truncated TIFF opens fine and its first blocks read fine; the run would fail hours later. Its
 directory says where each block lies, so comparing that with the size of the file finds all lost
 blocks in milliseconds. The directory is read here and not through GDAL, because GDAL gives one
 block per call, and hides masks and overviews.
+
+Bytes that changed inside a file show only when blocks are decoded. Of JPEG not even then: its
+decoder takes almost any bytes for a picture.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from affine import Affine
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
 
-from geoseg.errors import SourceError
-from geoseg.imagery.source import describe_raster
+from geoseg.errors import GeosegError, SourceError
+from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
+from geoseg.imagery.read import RasterReader
+from geoseg.imagery.source import describe_raster, open_raster, select_bands
+from geoseg.records import BoolArray, RasterInfo
 
 _UINT64 = npt.NDArray[np.uint64]
 
 _UNSIGNED = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
 # ^ TIFF 6.0: StripOffsets or TileOffsets; StripByteCounts or TileByteCounts
+_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 278, 322, 323
+_LAYOUT = (_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT)
 _MOST_DIRECTORIES = 1_000
 _TAIL_BYTES = 65_536
+
+_GSD_FACTOR = 2.0
+"""A pixel size further than this from the model's is worth a word."""
+_HUGE_PX = 100_000_000
+"""From here on overviews matter."""
+_WIDE_PX = 8_192
+"""Strips wider than this make every window read much that it does not need."""
+_LOSSY = ("JPEG", "YCBCR JPEG", "WEBP")
+_SAMPLE_VALUES = 24_000_000
+"""Pixels times bands that statistics are taken from, at most (but at least one block)."""
+_SAMPLE_BLOCKS = 256
+_OVERVIEW_SIDE_PX = 512
+"""Statistics come from the coarsest overview whose longer side has this much."""
+_READ_PX = 4_000_000
+"""Blocks are read together up to this many pixels, and one by one only where that fails."""
+_MAP_SIDE = 256
+"""Most cells a side of a map of validity that is made from overviews."""
+_PROBES = 32
+"""Windows a side that are looked into where there are no overviews."""
+_PROBE_PX = 16
+
+Progress = Callable[[int, int], None]
+"""Called with blocks read and all blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +87,8 @@ class TruncationReport:
     """Size it would have to have, at least."""
     header_lost: bool = False
     """True if the directory itself, or the end marker of a PNG or JPEG, is not there."""
+    lost_window: tuple[int, int, int, int] | None = None
+    """(first row, end row, first column, end column) around the lost blocks of the image, px."""
 
     @property
     def share_lost(self) -> float:
@@ -138,13 +180,716 @@ def check_images(paths: Sequence[str | Path]) -> list[SourceError]:
 
 def _check_image(path: str | Path) -> None:
     """Raise what is wrong with one image; truncation first, it explains the rest."""
-    # what opens as a raster's mask or overviews belongs to it
-    sidecars = [Path(f"{path}{suffix}") for suffix in (".msk", ".ovr")]
     if Path(path).is_file():
-        for file in [Path(path), *(s for s in sidecars if s.is_file())]:
+        for file in _files_of(Path(path)):
             if problem := check_truncation(file).problem:
                 raise SourceError(problem)
     describe_raster(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a model wants of imagery: from its card."""
+
+    model: str
+    """Its name."""
+    gsd_m: float
+    """Ground metres per pixel."""
+    bands: int
+    """How many."""
+    dtype: str = "uint8"
+    """Pixel type."""
+    value_range: tuple[float, float] = (0.0, 255.0)
+    """Smallest and largest pixel value."""
+
+
+@dataclass(frozen=True, slots=True)
+class RasterFacts:
+    """What the header of a raster says, also of one that cannot be used."""
+
+    driver: str
+    width: int
+    """Columns."""
+    height: int
+    """Rows."""
+    bands: int
+    dtype: str
+    colors: tuple[str, ...]
+    """Colour interpretation of each band."""
+    crs: str | None
+    """Authority and code where it has one, else its name."""
+    gsd_m: float | None
+    """Ground metres per pixel at the centre; None where that is not known."""
+    bounds: tuple[float, float, float, float] | None
+    """(left, bottom, right, top) in the CRS."""
+    mask: str
+    """'none', 'nodata VALUE', 'alpha', '.msk' or 'internal'."""
+    block_shape: tuple[int, int]
+    """(rows, cols) of a block."""
+    codec: str
+    """Compression, 'none' without."""
+    interleave: str
+    """'pixel' or 'band'."""
+    overviews: tuple[int, ...]
+    """Factors."""
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Which part of an image is not there."""
+
+    share: float
+    """Of its blocks, 0 to 1."""
+    blocks: int
+    """Lost ones."""
+    rows: tuple[int, int] | None
+    """First and end row around them, px."""
+    cols: tuple[int, int] | None
+    """First and end column around them, px."""
+    bounds: tuple[float, float, float, float] | None
+    """(left, bottom, right, top) around them in the CRS."""
+
+    @property
+    def place(self) -> str:
+        """Where, in words; '' if that is not known."""
+        if self.rows is None or self.cols is None:
+            return ""
+        words = f"rows {self.rows[0]}-{self.rows[1]}, cols {self.cols[0]}-{self.cols[1]}"
+        if self.bounds is not None:
+            words += " (bounds " + ",".join(f"{value:.10g}" for value in self.bounds) + ")"
+        return words
+
+
+@dataclass(frozen=True, slots=True)
+class BandStatistics:
+    """What the valid pixels of one band hold; None where there are none."""
+
+    band: int
+    """1-based."""
+    min: float | None
+    max: float | None
+    mean: float | None
+    invalid: float
+    """Share of pixels that are nodata, masked or not finite."""
+    low: float | None
+    """Share of valid pixels at the smallest value of the type (0 of uint8); None for float."""
+    high: float | None
+    """Share of valid pixels at the largest value of the type (255 of uint8); None for float."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What is known of one image before the night."""
+
+    path: str
+    problems: tuple[str, ...] = ()
+    """Why it cannot be used; empty if it can."""
+    damaged: bool = False
+    """True if bytes are missing or blocks do not decode."""
+    notes: tuple[str, ...] = ()
+    """What does not hinder a run but may spoil its result."""
+    facts: RasterFacts | None = None
+    """None if it does not open."""
+    loss: Loss | None = None
+    """What of the image is not there."""
+    statistics: tuple[BandStatistics, ...] = ()
+    """One per band, if asked for."""
+    statistics_from: str = ""
+    """What they were taken from."""
+    blocks_read: int | None = None
+    """Blocks decoded, masks and overviews among them; None if not asked for."""
+    seconds: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """'ok', 'damaged' or 'unusable'."""
+        return "damaged" if self.damaged else "unusable" if self.problems else "ok"
+
+
+def check_image(
+    path: str | Path,
+    expected: Expectation | None = None,
+    *,
+    bidx: tuple[int, ...] | None = None,
+    statistics: bool = False,
+    read: bool = False,
+    progress: Progress | None = None,
+) -> ImageReport:
+    """Find out whether an image can be used, and what may spoil the result.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file on this machine.
+    expected : Expectation, optional
+        Of the model that is to run on it.
+    bidx : tuple of int, optional
+        1-based bands that will be read.
+    statistics : bool
+        Take statistics from an overview or, without one, from blocks spread over the image.
+    read : bool
+        Decode every block, those of masks and overviews too.
+    progress : callable, optional
+        Called while blocks are read.
+
+    Returns
+    -------
+    ImageReport
+        Whatever is wrong with the file; nothing is raised for it.
+    """
+    begun = time.perf_counter()
+    report = ImageReport(str(path))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return replace(report, problems=("the file's name is not valid UTF-8; rename it",))
+    try:
+        report = _look(report, expected, bidx, statistics)
+        if read and report.facts is not None:
+            report = _read_all(report, progress)
+    except (GeosegError, RasterioError, OSError) as error:
+        report = replace(report, problems=(*report.problems, str(error)))
+    except Exception as error:  # noqa: BLE001  # one odd file must not hide what ails the others
+        reason = f"{path}: cannot be judged ({type(error).__name__}: {error})"
+        report = replace(report, problems=(*report.problems, reason))
+    return replace(report, seconds=round(time.perf_counter() - begun, 4))
+
+
+def _look(
+    report: ImageReport,
+    expected: Expectation | None,
+    bidx: tuple[int, ...] | None,
+    statistics: bool,
+) -> ImageReport:
+    """Judge an image by its header, and by statistics if they are wanted."""
+    file = Path(report.path)
+    losses = [check_truncation(f) for f in _files_of(file)] if file.is_file() else []
+    found = [loss for loss in losses if loss.problem]
+    problems = [str(loss.problem) for loss in found]
+    with suppress(GeosegError), open_raster(file) as src:
+        report = replace(report, facts=_facts(src, file), loss=_loss(losses[0], src))
+    notes: list[str] = []
+    info = None
+    try:
+        with _warnings_as(notes):
+            info = describe_raster(file)
+        if expected is not None or bidx is not None:
+            wanted = len(bidx or ()) if expected is None else expected.bands
+            select_bands(info, bidx, wanted)
+    except SourceError as error:
+        # what does not open at all because bytes are missing needs no second word
+        if not (found and report.facts is None):
+            problems.append(str(error))
+    if info is not None:
+        notes += _notes(info, report.facts, expected)
+        if statistics and not found:
+            bands, source = read_statistics(info)
+            report = replace(report, statistics=bands, statistics_from=source)
+            notes += _notes_on_values(info, bands, expected)
+    return replace(report, problems=tuple(problems), damaged=bool(found), notes=tuple(notes))
+
+
+def _files_of(file: Path) -> list[Path]:
+    """Return a raster and what opens as its mask or overviews."""
+    sidecars = [Path(f"{file}{suffix}") for suffix in (".msk", ".ovr")]
+    return [file, *(sidecar for sidecar in sidecars if sidecar.is_file())]
+
+
+@contextmanager
+def _warnings_as(notes: list[str]) -> Iterator[None]:
+    """Collect what would be logged of a raster, instead of logging it."""
+
+    def collect(record: logging.LogRecord) -> bool:
+        notes.append(record.getMessage().partition(": ")[2])
+        return False
+
+    log = logging.getLogger(describe_raster.__module__)
+    log.addFilter(collect)
+    try:
+        yield
+    finally:
+        log.removeFilter(collect)
+
+
+def _facts(src: DatasetReader, file: Path) -> RasterFacts:
+    """Read the header."""
+    gsd = None
+    bounds = _Box(0, src.height, 0, src.width).bounds(src)
+    if bounds is not None:
+        with suppress(GeosegError):
+            gsd = ground_gsd_m(src.crs.to_wkt(), src.transform, src.width, src.height)
+    if gsd is not None and not np.isfinite(gsd):
+        gsd = None
+    structure = src.tags(ns="IMAGE_STRUCTURE")
+    rows, cols = src.block_shapes[0]
+    return RasterFacts(
+        driver=src.driver,
+        width=src.width,
+        height=src.height,
+        bands=src.count,
+        dtype=src.dtypes[0],
+        colors=tuple(color.name for color in src.colorinterp),
+        crs=None if src.crs is None else _crs_name(src),
+        gsd_m=gsd,
+        bounds=bounds,
+        mask=_mask(src, file),
+        block_shape=(int(rows), int(cols)),
+        codec=str(structure.get("COMPRESSION", "none")),
+        interleave=str(structure.get("INTERLEAVE", "band")).lower(),
+        overviews=tuple(src.overviews(1)),
+        file_bytes=file.stat().st_size,
+    )
+
+
+def _crs_name(src: DatasetReader) -> str:
+    """Return authority and code, or the first name in the WKT."""
+    authority = src.crs.to_authority()
+    if authority is not None:
+        return ":".join(authority)
+    return str(src.crs.to_wkt()).partition('"')[2].partition('"')[0]
+
+
+def _mask(src: DatasetReader, file: Path) -> str:
+    """Say where validity is declared."""
+    flags = src.mask_flag_enums[0]
+    if MaskFlags.alpha in flags:
+        return "alpha"
+    if MaskFlags.nodata in flags:
+        return f"nodata {src.nodata:g}"
+    if MaskFlags.per_dataset not in flags:
+        return "none"
+    return ".msk" if Path(f"{file}.msk").is_file() else "internal"
+
+
+def _loss(truncation: TruncationReport, src: DatasetReader) -> Loss | None:
+    """Say where in the image the lost blocks lie."""
+    if not truncation.lost:
+        return None
+    if truncation.lost_window is None:
+        return Loss(truncation.share_lost, truncation.lost, None, None, None)
+    window = _Box(*truncation.lost_window)
+    return Loss(
+        truncation.share_lost, truncation.lost, window.rows, window.cols, window.bounds(src)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A rectangle of pixels."""
+
+    row: int
+    end_row: int
+    col: int
+    end_col: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return self.row, self.end_row
+
+    @property
+    def cols(self) -> tuple[int, int]:
+        return self.col, self.end_col
+
+    def bounds(self, src: DatasetReader) -> tuple[float, float, float, float] | None:
+        """Return (left, bottom, right, top) in the CRS, if the raster says where it lies."""
+        if src.crs is None or src.transform.almost_equals(Affine.identity()):
+            return None
+        cols, rows = np.array([self.cols, self.cols]).T.ravel(), np.array([*self.rows, *self.rows])
+        a, b, c, d, e, f = tuple(src.transform)[:6]
+        # all four corners: the raster may be rotated or south-up
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+
+
+def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | None) -> list[str]:
+    """Say what the header gives away that a result may suffer from."""
+    notes = []
+    if expected is not None:
+        notes += _notes_on_fit(info, expected)
+    if info.bands == 4 and info.colors[3] == "undefined":
+        notes.append(
+            "band 4 is not said to be alpha or a colour and is left out; if it is alpha: "
+            f"gdal_edit.py -colorinterp_4 alpha {info.path}"
+        )
+    if facts is None:
+        return notes
+    if info.mask_kind == "nodata" and facts.codec in _LOSSY:
+        notes.append(
+            f"{facts.codec} does not keep {facts.mask} exactly: expect specks along the edge of "
+            "the image; a mask (gdal_translate -mask) is safer"
+        )
+    strips = facts.block_shape[1] == info.width > _WIDE_PX
+    if not facts.overviews and strips and info.width * info.height > _HUGE_PX:
+        notes.append(
+            f"strips {info.width} px wide and no overviews: every window reads whole rows; a COG "
+            f"is faster: gdal_translate -of COG {info.path} cog.tif"
+        )
+    return notes
+
+
+def _notes_on_fit(info: RasterInfo, expected: Expectation) -> list[str]:
+    """Compare pixel size and type with what the model was trained on."""
+    notes = []
+    ratio = info.gsd_m / expected.gsd_m
+    model = f"model {expected.model}"
+    if ratio > _GSD_FACTOR:
+        notes.append(
+            f"{info.gsd_m:.3g} m a pixel is {ratio:.1f} times as coarse as {model} was trained at "
+            f"({expected.gsd_m:.3g} m); geoseg detect enlarges it: expect worse results"
+        )
+    elif ratio < 1 / _GSD_FACTOR:
+        notes.append(
+            f"{info.gsd_m:.3g} m a pixel is {1 / ratio:.1f} times as fine as {model} was trained "
+            f"at ({expected.gsd_m:.3g} m); geoseg detect reduces it"
+        )
+    if info.dtype != expected.dtype:
+        low, high = expected.value_range
+        unknown = ", whose range no header tells" if info.dtype.startswith("float") else ""
+        notes.append(
+            f"pixels are {info.dtype}{unknown}; {model} takes values as they are and knows "
+            f"{low:g} to {high:g}: scale them, for example with gdal_translate -ot Byte -scale "
+            "(--statistics shows the range)"
+        )
+    return notes
+
+
+def _notes_on_values(
+    info: RasterInfo, bands: Sequence[BandStatistics], expected: Expectation | None
+) -> list[str]:
+    """Say what the values give away."""
+    if all(band.invalid == 1 for band in bands):
+        return ["no valid pixel was seen: nothing will be found"]
+    notes = []
+    colors = [band for band in bands if band.band != info.alpha_band]
+    for end, word in (("low", "smallest"), ("high", "largest")):
+        shares = [getattr(band, end) or 0.0 for band in colors]
+        if min(shares) > 0.5:
+            notes.append(
+                f"{min(shares):.0%} of the valid pixels hold the {word} value of {info.dtype} in "
+                "all bands: if that is no data, say so: gdal_edit.py -a_nodata VALUE"
+            )
+    if all(band.min == band.max for band in colors):
+        notes.append("every band holds one value only: nothing will be found")
+    largest = max((band.max for band in colors if band.max is not None), default=0.0)
+    if expected is not None and largest > expected.value_range[1]:
+        notes.append(
+            f"values reach {largest:g}; model {expected.model} knows "
+            f"{expected.value_range[0]:g} to {expected.value_range[1]:g}"
+        )
+    return notes
+
+
+def read_statistics(info: RasterInfo) -> tuple[tuple[BandStatistics, ...], str]:
+    """Take statistics of every band from an overview, or from blocks spread over the image.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        Of the raster.
+
+    Returns
+    -------
+    bands : tuple of BandStatistics
+        In the order of the file.
+    source : str
+        What was read, in words.
+
+    Raises
+    ------
+    SourceError, TileError
+        If the file does not open, or cannot be read.
+    """
+    bands = tuple(range(1, info.bands + 1))
+    sums = [_Sums() for _ in bands]
+    # every band is read as a band: alpha is applied here
+    with _reading(info, bands) as (reader, windows, source):
+        for window in windows:
+            pixels, valid = reader.read(window)
+            if info.alpha_band is not None:
+                valid &= pixels[info.alpha_band - 1] != 0
+            for band, total in zip(pixels, sums, strict=True):
+                total.add(band[valid], valid.size)
+    limits = np.iinfo(info.dtype) if np.dtype(info.dtype).kind in "iu" else None
+    ends = None if limits is None else (limits.min, limits.max)
+    return tuple(s.result(band, ends) for s, band in zip(sums, bands, strict=True)), source
+
+
+@contextmanager
+def _reading(
+    info: RasterInfo, bands: tuple[int, ...]
+) -> Iterator[tuple[RasterReader, list[Window], str]]:
+    """Open what statistics are taken from, and list the windows to read."""
+    with open_raster(info.path) as src:
+        factors = src.overviews(1)
+        longest = max(info.width, info.height)
+        wanted = [f for f in factors if longest / f >= _OVERVIEW_SIDE_PX]
+        budget = max(1, _SAMPLE_VALUES // info.bands)
+        if wanted and longest > 2 * _OVERVIEW_SIDE_PX:
+            with _overview(src, info, factors.index(max(wanted)), bands) as reader:
+                grid = reader[1]
+                windows = [Window(0, 0, grid.width, grid.height)]
+                if grid.width * grid.height <= budget:
+                    yield reader[0], windows, f"overview {max(wanted)}"
+                    return
+        grid = WorkingGrid(info.transform, info.height, info.width, 1.0, 1.0, info.gsd_m)
+        windows, source = _sample(info, budget)
+        yield RasterReader(src, info, grid, bands), windows, source
+
+
+@contextmanager
+def _overview(
+    src: DatasetReader, info: RasterInfo, level: int, bands: tuple[int, ...]
+) -> Iterator[tuple[RasterReader, WorkingGrid]]:
+    """Open an overview as a grid of its own pixels."""
+    with open_raster(info.path, overview_level=level) as small:
+        scale_x, scale_y = info.width / small.width, info.height / small.height
+        grid = WorkingGrid(
+            transform=scaled_transform(info.transform, scale_x, scale_y),
+            height=small.height,
+            width=small.width,
+            scale_x=scale_x,
+            scale_y=scale_y,
+            gsd_m=info.gsd_m * math.sqrt(scale_x * scale_y),
+        )
+        yield RasterReader(small, info, grid, bands, full=src), grid
+
+
+def _sample(info: RasterInfo, budget_px: int) -> tuple[list[Window], str]:
+    """Return windows of whole blocks, evenly spread over the image, and what they are."""
+    # a block that is the image, as in PNG, is read in part
+    cols = min(info.block_shape[1], info.width)
+    rows = min(info.block_shape[0], info.height, max(1, budget_px // cols))
+    down, across = -(-info.height // rows), -(-info.width // cols)
+    most = max(1, min(_SAMPLE_BLOCKS, budget_px // (rows * cols)))
+    if down * across <= most or info.height * info.width <= budget_px:
+        n_down, n_across = down, across
+    else:
+        n_across = max(1, min(across, round(math.sqrt(most * across / down)), most))
+        n_down = max(1, min(down, most // n_across))
+    tops = np.unique(np.linspace(0, down - 1, n_down).round().astype(int)) * rows
+    lefts = np.unique(np.linspace(0, across - 1, n_across).round().astype(int)) * cols
+    windows = [
+        Window(int(x), int(y), min(cols, info.width - int(x)), min(rows, info.height - int(y)))
+        for y in tops
+        for x in lefts
+    ]
+    if len(windows) == down * across:
+        return windows, "all pixels"
+    return windows, f"{len(windows)} of {down * across} blocks"
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Adds up the valid values of one band."""
+
+    pixels: int = 0
+    values: int = 0
+    total: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+    at_ends: dict[float, int] = field(default_factory=dict)
+
+    def add(self, values: npt.NDArray[Any], pixels: int) -> None:
+        """Add the valid values of a window of so many pixels."""
+        self.pixels += pixels
+        self.values += values.size
+        if not values.size:
+            return
+        self.total += float(values.sum(dtype=np.float64))
+        self.least = min(self.least, float(values.min()))
+        self.most = max(self.most, float(values.max()))
+        if values.dtype.kind in "iu":
+            limits = np.iinfo(values.dtype)
+            for end in (limits.min, limits.max):
+                self.at_ends[end] = self.at_ends.get(end, 0) + int((values == end).sum())
+
+    def result(self, band: int, ends: tuple[int, int] | None) -> BandStatistics:
+        """Return the figures."""
+        invalid = round(1 - self.values / max(self.pixels, 1), 6)
+        if not self.values:
+            return BandStatistics(band, None, None, None, 1.0, None, None)
+        low, high = (
+            (None, None)
+            if ends is None
+            else (round(self.at_ends.get(end, 0) / self.values, 6) for end in ends)
+        )
+        mean = round(self.total / self.values, 4)
+        return BandStatistics(band, self.least, self.most, mean, invalid, low, high)
+
+
+def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:
+    """Decode every block of an image, of its mask and of its overviews."""
+    with open_raster(report.path) as src:
+        levels = range(len(src.overviews(1)))
+        sizes = [math.prod(_block_grid(src))]
+        for level in levels:
+            with open_raster(report.path, overview_level=level) as small:
+                sizes.append(math.prod(_block_grid(small)))
+        done = _Counter(sum(sizes), progress)
+        failed = _failing(src, done)
+        loss = _loss_of(failed, sizes[0], src)
+    elsewhere: list[_Failure] = []
+    for level in levels:
+        with open_raster(report.path, overview_level=level) as small:
+            elsewhere += _failing(small, done)
+    report = replace(report, blocks_read=done.read)
+    name = Path(report.path).name
+    problems = list(report.problems)
+    if failed and loss is not None:
+        problems.append(
+            f"{name} is damaged: {len(failed)} of {sizes[0]} blocks do not decode, "
+            f"{loss.place}; copy it again (GDAL: {failed[0].reason})"
+        )
+    if elsewhere:
+        problems.append(
+            f"{name} is damaged: {len(elsewhere)} blocks of its overviews do not decode; build "
+            f"them again with gdaladdo (GDAL: {elsewhere[0].reason})"
+        )
+    damaged = report.damaged or bool(failed or elsewhere)
+    return replace(report, problems=tuple(problems), damaged=damaged, loss=loss or report.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A block that does not decode."""
+
+    box: _Box
+    reason: str
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Counts blocks and tells."""
+
+    total: int
+    progress: Progress | None
+    read: int = 0
+
+    def add(self, blocks: int) -> None:
+        self.read += blocks
+        if self.progress is not None:
+            self.progress(self.read, self.total)
+
+
+def _block_grid(src: DatasetReader) -> tuple[int, int]:
+    """Return how many blocks lie below and beside each other."""
+    rows, cols = src.block_shapes[0]
+    return -(-src.height // rows), -(-src.width // cols)
+
+
+def _failing(src: DatasetReader, done: _Counter) -> list[_Failure]:
+    """Read all blocks, many at a time, and one by one where that fails."""
+    rows, cols = src.block_shapes[0]
+    down, across = _block_grid(src)
+    at_once = max(1, min(across, _READ_PX // (rows * cols)))
+    failed = []
+    for row in range(down):
+        for col in range(0, across, at_once):
+            n_blocks = min(at_once, across - col)
+            if _reads(src, _blocks(src, row, col, n_blocks)) is not None:
+                for one in range(col, col + n_blocks):
+                    box = _blocks(src, row, one, 1)
+                    reason = _reads(src, box)
+                    if reason is not None:
+                        failed.append(_Failure(box, reason))
+            done.add(n_blocks)
+    return failed
+
+
+def _blocks(src: DatasetReader, row: int, col: int, count: int) -> _Box:
+    """Return the pixels of neighbouring blocks."""
+    rows, cols = src.block_shapes[0]
+    return _Box(
+        row * rows,
+        min((row + 1) * rows, src.height),
+        col * cols,
+        min((col + count) * cols, src.width),
+    )
+
+
+def _reads(src: DatasetReader, box: _Box) -> str | None:
+    """Return why pixels or their mask cannot be read; None if they can."""
+    window = Window(box.col, box.row, box.end_col - box.col, box.end_row - box.row)
+    try:
+        src.read(window=window)
+        if src.mask_flag_enums[0] == [MaskFlags.per_dataset]:
+            src.read_masks(1, window=window)
+    except (RasterioError, OSError) as error:
+        return str(error.__cause__ or error)
+    return None
+
+
+def _loss_of(failed: Sequence[_Failure], blocks: int, src: DatasetReader) -> Loss | None:
+    """Say which part of the image does not decode."""
+    if not failed:
+        return None
+    around = _Box(
+        min(f.box.row for f in failed),
+        max(f.box.end_row for f in failed),
+        min(f.box.col for f in failed),
+        max(f.box.end_col for f in failed),
+    )
+    share = len(failed) / blocks
+    return Loss(share, len(failed), around.rows, around.cols, around.bounds(src))
+
+
+def map_validity(info: RasterInfo, bands: tuple[int, ...]) -> BoolArray:
+    """Map roughly where a raster has valid pixels, without reading all of it.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        Of the raster.
+    bands : tuple of int
+        1-based bands that will be read.
+
+    Returns
+    -------
+    (h, w) bool
+        Cells of one size that cover the raster. From an overview, a cell is True if any of its
+        pixels is valid; without overviews, if any pixel of a small window at its middle is.
+
+    Raises
+    ------
+    SourceError, TileError
+        If the file does not open, or cannot be read.
+    """
+    reads_alpha = info.alpha_band in bands
+    declared = info.mask_kind != "none" and not (info.mask_kind == "alpha" and reads_alpha)
+    if not declared and np.dtype(info.dtype).kind != "f":
+        return np.ones((1, 1), np.bool_)
+    longest = max(info.width, info.height)
+    with open_raster(info.path) as src:
+        factors = src.overviews(1)
+        fitting = [f for f in factors if longest / f >= _MAP_SIDE]
+        if fitting and longest / max(fitting) <= 16 * _MAP_SIDE:
+            level = factors.index(max(fitting))
+            with _overview(src, info, level, bands) as (reader, grid):
+                _, valid = reader.read(Window(0, 0, grid.width, grid.height))
+            return _any_of(valid, -(-max(valid.shape) // _MAP_SIDE))
+        grid = WorkingGrid(info.transform, info.height, info.width, 1.0, 1.0, info.gsd_m)
+        return _probe(RasterReader(src, info, grid, bands), info)
+
+
+def _any_of(valid: BoolArray, factor: int) -> BoolArray:
+    """Join squares of cells: True where any of them is."""
+    rows, cols = (-(-n // factor) for n in valid.shape)
+    room = ((0, rows * factor - valid.shape[0]), (0, cols * factor - valid.shape[1]))
+    padded = np.pad(valid, room)
+    return np.asarray(padded.reshape(rows, factor, cols, factor).any(axis=(1, 3)))
+
+
+def _probe(reader: RasterReader, info: RasterInfo) -> BoolArray:
+    """Look into small windows on a regular grid."""
+    rows, cols = (max(1, min(_PROBES, n // _PROBE_PX)) for n in (info.height, info.width))
+    out = np.zeros((rows, cols), np.bool_)
+    for row in range(rows):
+        for col in range(cols):
+            y = round((row + 0.5) * info.height / rows - _PROBE_PX / 2)
+            x = round((col + 0.5) * info.width / cols - _PROBE_PX / 2)
+            out[row, col] = reader.read(Window(x, y, _PROBE_PX, _PROBE_PX))[1].any()
+    return out
 
 
 def _end_is_missing(stream: BinaryIO, head: bytes, size: int) -> bool:
@@ -162,23 +907,59 @@ def _end_is_missing(stream: BinaryIO, head: bytes, size: int) -> bool:
 def _check_tiff(stream: BinaryIO, path: str, size: int) -> TruncationReport:
     """Add up the lost blocks of all directories of a TIFF."""
     blocks = lost = elsewhere = needed = 0
+    window = None
     header_lost = False
     try:
-        for index, (offsets, counts) in enumerate(_directories(stream, size)):
+        for index, directory in enumerate(_directories(stream, size)):
+            offsets, counts = directory.offsets, directory.counts
             used = (offsets > 0) & (counts > 0)
             # as float: a hostile offset near 2**64 must not wrap around to a small one
-            ends = offsets[used].astype(np.float64) + counts[used].astype(np.float64)
-            past = int((ends > size).sum())
-            needed = max(needed, int(ends.max(initial=0)))
-            blocks, lost = (int(used.sum()), past) if index == 0 else (blocks, lost)
-            elsewhere += past if index else 0
+            ends = offsets.astype(np.float64) + counts.astype(np.float64)
+            past = used & (ends > size)
+            needed = max(needed, int(ends[used].max(initial=0)))
+            if index == 0:
+                blocks, lost = int(used.sum()), int(past.sum())
+                window = _around(past, directory.layout)
+            else:
+                elsewhere += int(past.sum())
     except (struct.error, ValueError):
         header_lost = True
-    return TruncationReport(path, blocks, lost, elsewhere, size, max(needed, size), header_lost)
+    needed = max(needed, size)
+    return TruncationReport(path, blocks, lost, elsewhere, size, needed, header_lost, window)
 
 
-def _directories(stream: BinaryIO, size: int) -> Iterator[tuple[_UINT64, _UINT64]]:
-    """Yield (offsets, byte counts) of the blocks of each directory.
+def _around(past: BoolArray, layout: dict[int, int]) -> tuple[int, int, int, int] | None:
+    """Return (first row, end row, first column, end column), px, around some blocks."""
+    width, height = layout.get(_WIDTH, 0), layout.get(_HEIGHT, 0)
+    block_width = layout.get(_TILE_WIDTH, width)
+    block_height = layout.get(_TILE_HEIGHT, min(layout.get(_STRIP_ROWS, height), height))
+    if not past.any() or min(width, height, block_width, block_height) < 1:
+        return None
+    across, down = -(-width // block_width), -(-height // block_height)
+    # where bands are stored one after the other, the list has one run of blocks for each
+    rows, cols = np.divmod(np.flatnonzero(past) % (across * down), across)
+    return (
+        int(rows.min()) * block_height,
+        min((int(rows.max()) + 1) * block_height, height),
+        int(cols.min()) * block_width,
+        min((int(cols.max()) + 1) * block_width, width),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """One image of a TIFF: the full one, a mask or an overview."""
+
+    offsets: _UINT64
+    """Where each block begins; 0 where a block is left out."""
+    counts: _UINT64
+    """Bytes of each block."""
+    layout: dict[int, int]
+    """Tag to value, of the tags that say how blocks lie in the image."""
+
+
+def _directories(stream: BinaryIO, size: int) -> Iterator[_Directory]:
+    """Yield the directories that list blocks.
 
     Raises ValueError or struct.error where the file ends before the directory does.
     """
@@ -199,20 +980,21 @@ def _directories(stream: BinaryIO, size: int) -> Iterator[tuple[_UINT64, _UINT64
             raise ValueError("the directory ends past the end of the file")
         table = stream.read(entries * length)
         (at,) = struct.unpack(pointer, stream.read(struct.calcsize(pointer)))
-        fields = _block_fields(stream, table, order, big, size)
-        if fields is not None:
-            yield fields
+        directory = _directory(stream, table, order, big, size)
+        if directory is not None:
+            yield directory
 
 
-def _block_fields(
+def _directory(
     stream: BinaryIO, table: bytes, order: str, big: bool, size: int
-) -> tuple[_UINT64, _UINT64] | None:
-    """Return the offsets and byte counts of one directory; None if it has no blocks."""
+) -> _Directory | None:
+    """Return what one directory says of its blocks; None if it has none."""
     length, entry = (20, f"{order}HHQ") if big else (12, f"{order}HHI")
     found: dict[int, _UINT64] = {}
     for start in range(0, len(table), length):
         tag, kind, count = struct.unpack_from(entry, table, start)
-        if tag in _OFFSETS + _COUNTS and kind in _UNSIGNED:
+        wanted = tag in _OFFSETS + _COUNTS or (tag in _LAYOUT and count == 1)
+        if wanted and kind in _UNSIGNED:
             value = table[start + struct.calcsize(entry) : start + length]
             found[tag] = _values(stream, value, order + _UNSIGNED[kind], count, size)
     offsets = next((found[tag] for tag in _OFFSETS if tag in found), None)
@@ -222,7 +1004,7 @@ def _block_fields(
     if counts is None or len(counts) != len(offsets):
         # old writers leave the sizes out; the start of a block must be in the file anyway
         counts = np.ones(len(offsets), np.uint64)
-    return offsets, counts
+    return _Directory(offsets, counts, {tag: int(found[tag][0]) for tag in _LAYOUT if tag in found})
 
 
 def _values(stream: BinaryIO, value: bytes, dtype: str, count: int, size: int) -> _UINT64:
