@@ -193,8 +193,8 @@ class Expectation:
 
     model: str
     """Its name."""
-    gsd_m: float
-    """Ground metres per pixel."""
+    gsd_m: float | None
+    """Ground metres per pixel; None: any."""
     bands: int
     """How many."""
     dtype: str = "uint8"
@@ -531,17 +531,18 @@ def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | 
 def _notes_on_fit(info: RasterInfo, expected: Expectation) -> list[str]:
     """Compare pixel size and type with what the model was trained on."""
     notes = []
-    ratio = info.gsd_m / expected.gsd_m
+    wanted = info.gsd_m if expected.gsd_m is None else expected.gsd_m
+    ratio = info.gsd_m / wanted
     model = f"model {expected.model}"
     if ratio > _GSD_FACTOR:
         notes.append(
             f"{info.gsd_m:.3g} m a pixel is {ratio:.1f} times as coarse as {model} was trained at "
-            f"({expected.gsd_m:.3g} m); geoseg detect enlarges it: expect worse results"
+            f"({wanted:.3g} m); geoseg detect enlarges it: expect worse results"
         )
     elif ratio < 1 / _GSD_FACTOR:
         notes.append(
             f"{info.gsd_m:.3g} m a pixel is {1 / ratio:.1f} times as fine as {model} was trained "
-            f"at ({expected.gsd_m:.3g} m); geoseg detect reduces it"
+            f"at ({wanted:.3g} m); geoseg detect reduces it"
         )
     if info.dtype != expected.dtype:
         low, high = expected.value_range
