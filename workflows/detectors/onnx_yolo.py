@@ -9,9 +9,10 @@ The model's path comes from the environment, or from a factory of your own (a mo
 
     trees = partial(make, "/models/trees.onnx", gsd_m=0.1)
 
-What the model must look like: one input (1 or any, 3, H, W), red, green, blue from 0 to 1; output
-(1, 4 + classes + K, anchors) of boxes (centre x, centre y, width, height, px of the input), class
-scores from 0 to 1 and K mask coefficients (32 as a rule); output (1, K, H / 4, W / 4) of prototypes.
+What the model must look like: one input (1 or any, 3, H, W), red, green, blue from 0 to 1; an
+output (1, 4 + classes + K, anchors) of boxes (centre x, centre y, width, height, px of the input),
+class scores from 0 to 1 and K mask coefficients (32 as a rule); and an output (1, K, H / 4, W / 4)
+of prototypes.
 Class names, and the input's size where the graph leaves it open, are in the file's metadata.
 
 Tiles are never resized: a tile smaller than the input gets a grey border to the right and below,
@@ -223,12 +224,9 @@ def read_form(session: Any) -> Form:
             "two: export a -seg model"
         )
     shape = inputs[0].shape
-    if (
-        len(inputs) != 1
-        or len(shape) != 4
-        or shape[1] != 3
-        or shape[0] not in (1, None, *_words(shape))
-    ):
+    # open dimensions are names
+    many = isinstance(shape[0], int) and shape[0] != 1
+    if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or many:
         raise ValueError(
             f"the model has {len(inputs)} input(s), the first of shape {shape}; expected one of "
             "(1, 3, H, W): export with batch=1 or dynamic=True"
@@ -247,11 +245,6 @@ def read_form(session: Any) -> Form:
     )
 
 
-def _words(shape: list[Any]) -> list[str]:
-    """Return the names that stand for open dimensions."""
-    return [side for side in shape if isinstance(side, str)]
-
-
 def parse_names(text: str) -> tuple[str, ...]:
     """Read class names as the exporter writes them: ``{0: 'roof', 1: 'tree'}``, or a list.
 
@@ -265,11 +258,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     names = _literal(text, "names")
     if isinstance(names, list | tuple):
         names = dict(enumerate(names))
-    if (
-        not isinstance(names, dict)
-        or sorted(names, key=str) != sorted(range(len(names)), key=str)
-        or not names
-    ):
+    if not isinstance(names, dict) or not names or set(names) != set(range(len(names))):
         raise ValueError(
             f"the metadata's names are {text[:80]!r}; expected numbers from 0 to names, such as "
             "{0: 'roof', 1: 'tree'}"
@@ -409,9 +398,11 @@ def decode(
 def corners(centred: Floats, tile_shape: tuple[int, int]) -> Floats:
     """Turn (4, n) of centres and sizes into (n, 4) of corners within the tile."""
     half = centred[2:] / 2
-    boxes = np.concatenate([centred[:2] - half, centred[:2] + half]).T
+    boxes: Floats = np.concatenate([centred[:2] - half, centred[:2] + half]).T
     height, width = tile_shape
-    return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    room = np.array([width, height, width, height], np.float32)
+    inside: Floats = np.clip(boxes, 0, room)
+    return inside
 
 
 def keep_best(boxes: Floats, labels: Ints, max_iou: float, limit: int) -> Ints:
@@ -453,20 +444,19 @@ def mask_of(
     """
     columns, part_x = _between(box[0], box[2], stride[1], prototypes.shape[2])
     rows, part_y = _between(box[1], box[3], stride[0], prototypes.shape[1])
-    # only the cells around the box are summed up
-    x0, x1, y0, y1 = columns[0], columns[-1] + 2, rows[0], rows[-1] + 2
-    logits = np.tensordot(weights, prototypes[:, y0:y1, x0:x1], axes=1)
-    right, below = (
-        np.minimum(i + 1, n - 1)
-        for i, n in ((columns - x0, logits.shape[1]), (rows - y0, logits.shape[0]))
-    )
-    rows_done = logits[rows - y0] * (1 - part_y)[:, None] + logits[below] * part_y[:, None]
-    sampled = rows_done[:, columns - x0] * (1 - part_x) + rows_done[:, right] * part_x
-    return (1 / (1 + np.exp(-np.clip(sampled, -60, 60)))).astype(np.float32)
+    # only the cells around the box are summed up; the ring is for the neighbours of the last ones
+    left, top = columns[0], rows[0]
+    near = prototypes[:, top : rows[-1] + 2, left : columns[-1] + 2]
+    logits = np.pad(np.tensordot(weights, near, axes=1), ((0, 1), (0, 1)), mode="edge")
+    columns, rows = columns - left, rows - top
+    down = logits[rows] * (1 - part_y)[:, None] + logits[rows + 1] * part_y[:, None]
+    across = down[:, columns] * (1 - part_x) + down[:, columns + 1] * part_x
+    probabilities: Floats = 1 / (1 + np.exp(-np.clip(across, -60, 60)))
+    return probabilities.astype(np.float32)
 
 
 def _between(low: float, high: float, stride: float, cells: int) -> tuple[Ints, Floats]:
-    """Return, for sample points from `low` to `high` px, the cell before and the share of the next."""
+    """Return, for points from `low` to `high` px, the cell before and the share of the next."""
     n = max(1, int(np.ceil((high - low) / CELL_PX)))
     points = (low + (np.arange(n) + 0.5) * (high - low) / n) / stride - 0.5
     points = np.clip(points, 0, cells - 1)

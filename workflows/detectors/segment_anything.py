@@ -2,8 +2,8 @@
 
 It takes any predictor with the two calls of SAM's and SAM 2's image predictors,
 ``set_image(image)`` and ``predict(point_coords=, point_labels=, box=, multimask_output=)``, and
-imports neither. A module of yours, on ``PYTHONPATH`` and named with ``--detector my_sam:make``, puts
-the pieces together::
+imports neither. A module of yours, on ``PYTHONPATH`` and named with ``--detector my_sam:make``,
+puts the pieces together::
 
     import torch
     from segment_anything import SamPredictor, sam_model_registry
@@ -165,7 +165,8 @@ class PointPrompts:
             if area < max(self.min_area_px, 1):
                 continue
             seen |= mask
-            found.append(Found(*cut_out(mask), quality, 0))
+            box, piece = cut_out(mask)
+            found.append(Found(box, quality, 0, piece))
         return as_instances(found)
 
 
