@@ -34,10 +34,11 @@ from detectors.segment_anything import BoxPrompts, PointPrompts, cut_out, grid_p
 GROUND = (96, 120, 70)
 RED, BLUE, GREY = (190, 60, 55), (40, 90, 200), (150, 152, 155)
 SIZE = 300
-# x0, y0, x1, y1, colour: off the grid of tiles, some across the seams of 128 px tiles
+# x0, y0, x1, y1, colour: off the grid of tiles, some across the seams of 128 px tiles; those of one
+# colour are farther apart than the model below looks around
 RECTANGLES = [
     (13, 17, 51, 43, RED),
-    (110, 21, 143, 59, BLUE),
+    (110, 21, 143, 59, RED),
     (219, 30, 260, 51, RED),
     (33, 101, 70, 139, BLUE),
     (121, 118, 158, 150, RED),
@@ -119,13 +120,14 @@ def test_coloured_roofs_finds_painted_roofs(gsd, off, iou, make_raster, tmp_path
 
 
 def test_coloured_roofs_of_a_town_are_roofs(tmp_path):
-    town = render_town(tmp_path, width_px=1024, height_px=1024, seed=1)
+    town = render_town(tmp_path, width_px=800, height_px=800, seed=9)
     objects = detect(town.image, tmp_path, *RULE, "-j", "1")
     buildings = pyogrio.read_dataframe(town.footprints).union_all()
-    assert len(objects) >= 8
-    on = shapely.area(shapely.intersection(objects.geometry.to_numpy(), buildings))
-    assert np.median(on / shapely.area(objects.geometry.to_numpy())) > 0.9
-    assert (on > 0).all(), "nothing is found where no building stands"
+    outlines = objects.geometry.to_numpy()
+    assert len(outlines) >= 20
+    on = shapely.area(shapely.intersection(outlines, buildings)) / shapely.area(outlines)
+    # some things are blue or red and stand on the ground
+    assert (on > 0.8).mean() > 0.9
 
 
 def test_the_command_of_the_docs(make_raster, tmp_path):
@@ -481,14 +483,14 @@ def test_onnx_yolo_refuses_tiles_larger_than_its_input(
 
 
 def test_onnx_yolo_is_full_and_looks_again(onnx, make_raster, tmp_path):
-    # cells of 24 px apart: far more than the cap, none beyond reach of the other
-    path = write_model(onnx, tmp_path / "m.onnx")
+    path = write_model(onnx, tmp_path / "m.onnx", open_size=True)
     image = make_raster(pixels=paint(VIVID))
-    capped = onnx_yolo.make(path, max_detections=1)
-    objects = geoseg.detect(image, detector=capped, workers=1)
-    assert any("cap" in note or "quarters" in note for note in objects.attrs["notes"]), (
-        objects.attrs["notes"]
-    )
+    capped = onnx_yolo.make(path, max_detections=4)
+    # a tile of 256 px shows more than four roofs, its quarters do not
+    objects = geoseg.detect(image, detector=capped, tile_size=256, overlap=64, workers=1)
+    check_rectangles(objects, 0.1, off=0.5, iou=0.9)
+    (note,) = objects.attrs["notes"]
+    assert "were run in quarters" in note
 
 
 def test_onnx_yolo_travels_and_takes_any_size(onnx, tmp_path, monkeypatch):
