@@ -224,6 +224,13 @@ def test_decoding_drops_doubles_by_class_and_sorts_by_score():
     assert not found.saturated
 
 
+def test_boxes_that_the_tile_cuts_are_compared_whole():
+    # a third of each is the same, but of what the tile of 40 px shows nearly all
+    rows = [((20, 5, 60, 15), 0.9, 0, (1, 0)), ((21, 5, 125, 15), 0.8, 0, (1, 0))]
+    found = decode(rows, tile=(40, 40))
+    assert found.boxes.tolist() == [[20, 5, 40, 15], [21, 5, 40, 15]]
+
+
 def test_decoding_keeps_to_the_tile_and_says_when_it_is_full():
     rows = [((x, 5, x + 6, 11), 0.9 - x / 100, 0, (1, 0)) for x in (0, 10, 20, 30, 44)]
     found = decode(rows, tile=(40, 40), max_detections=4)

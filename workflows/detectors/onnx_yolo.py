@@ -43,8 +43,8 @@ GREY = 114 / 255
 """Border around a tile smaller than the input: what these networks saw in training."""
 SCORE_FLOOR = 0.05
 """Detections below are never decoded; ``--min-score`` may go down to it."""
-CELL_PX = 2.0
-"""Cell of the mask grids, px: half a prototype's, so that sampling loses nothing."""
+CELL_PX = 1.0
+"""Largest cell of the mask grids, px: a quarter of a prototype's cell keeps its outline."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -375,11 +375,14 @@ def decode(
     scores_of = predictions[4 : 4 + n_classes]
     labels: Ints = scores_of.argmax(axis=0).astype(np.int64)
     scores: Floats = scores_of.max(axis=0)
-    boxes = corners(predictions[:4], tile_shape)
+    whole = corners(predictions[:4])
+    height, width = tile_shape
+    boxes: Floats = np.clip(whole, 0, np.array([width, height, width, height], np.float32))
     sound = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(predictions).all(axis=0)
     rows = np.flatnonzero((scores >= score_floor) & sound)
     rows = rows[np.argsort(-scores[rows], kind="stable")]
-    rows = rows[keep_best(boxes[rows], labels[rows], nms_iou, max_detections + 1)]
+    # compared as predicted: clipped ones would look more alike
+    rows = rows[keep_best(whole[rows], labels[rows], nms_iou, max_detections + 1)]
     saturated = len(rows) > max_detections
     rows = rows[:max_detections]
     stride = (input_shape[0] / prototypes.shape[1], input_shape[1] / prototypes.shape[2])
@@ -395,14 +398,11 @@ def decode(
     )
 
 
-def corners(centred: Floats, tile_shape: tuple[int, int]) -> Floats:
-    """Turn (4, n) of centres and sizes into (n, 4) of corners within the tile."""
+def corners(centred: Floats) -> Floats:
+    """Turn (4, n) of centres and sizes into (n, 4) of corners."""
     half = centred[2:] / 2
     boxes: Floats = np.concatenate([centred[:2] - half, centred[:2] + half]).T
-    height, width = tile_shape
-    room = np.array([width, height, width, height], np.float32)
-    inside: Floats = np.clip(boxes, 0, room)
-    return inside
+    return boxes
 
 
 def keep_best(boxes: Floats, labels: Ints, max_iou: float, limit: int) -> Ints:
