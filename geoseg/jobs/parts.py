@@ -41,7 +41,7 @@ class PartSummary:
     index: tuple[int, int]
     """(row, col) of the supertile."""
     status: str
-    """'done', 'empty' (no object), 'nodata', 'outside' (of the AOI) or 'failed'."""
+    """'done', 'empty' (no object), 'nodata', 'outside' (of the AOI) or 'failed' (as a whole)."""
     tiles: int = 0
     """Tiles of the supertile."""
     tiles_run: int = 0
@@ -64,6 +64,8 @@ class PartSummary:
     """Why it failed."""
     seams: SeamCounts = field(default_factory=SeamCounts)
     """How tiles agreed where two of them looked, of what is settled here."""
+    tiles_failed: tuple[tuple[int, int, str], ...] = ()
+    """(row, col, why) of tiles that were left out, one by one; the others are kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +149,22 @@ def read_summary(path: Path) -> PartSummary:
     values["index"] = tuple(values["index"])
     values["saturated"] = tuple(tuple(tile) for tile in values["saturated"])
     values["seams"] = SeamCounts.from_dict(values["seams"])
+    lost = values.get("tiles_failed", ())
+    values["tiles_failed"] = tuple((int(r), int(c), str(why)) for r, c, why in lost)
     return PartSummary(**values)
+
+
+def finished_part(path: Path) -> PartSummary | None:
+    """Return the summary of a part that needs no more work, or None.
+
+    A part with tiles left out is tried again as a whole by the next run; one that cannot be read
+    (a power cut on a file system that loses what was flushed) is none.
+    """
+    try:
+        summary = read_summary(path)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+    return None if summary.tiles_failed else summary
 
 
 def read_part(path: Path) -> Part:
@@ -177,8 +194,3 @@ def read_part(path: Path) -> Part:
         ),
         tiles=tuple(map(_tile_from_json, json.loads(table.schema.metadata[b"tiles"]))),
     )
-
-
-def failed(summary: PartSummary, reason: str) -> PartSummary:
-    """Return the summary of a supertile that failed."""
-    return replace(summary, status="failed", reason=reason)
