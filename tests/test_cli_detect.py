@@ -249,6 +249,6 @@ def test_failed_supertiles_end_with_exit_code_3(painted, tmp_path, capfd, monkey
     args = ["detect", str(painted), "-o", str(output), *OWN, "--supertile-size", "128"]
     assert main(args) == 3
     out, _ = capfd.readouterr()
-    assert "the same command with --overwrite tries them again" in out
+    assert "the same command tries their supertiles again" in out
     monkeypatch.delenv("STUB_POISON")
     assert main([*args, "--overwrite"]) == 0

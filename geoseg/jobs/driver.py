@@ -21,7 +21,14 @@ from pathlib import Path
 
 import shapely
 
-from geoseg.errors import GeosegError, ModelError, TileError, TooManyErrorsError, WorkerLostError
+from geoseg.errors import (
+    GeosegError,
+    ModelError,
+    OutputError,
+    TileError,
+    TooManyErrorsError,
+    WorkerLostError,
+)
 from geoseg.jobs.events import redact
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import RunDirectory
@@ -63,8 +70,8 @@ class SupertileRun:
 
         Raises
         ------
-        ModelError
-            If the detector does not load.
+        ModelError, OutputError
+            If the detector does not load, or parts cannot be written.
         TileError
             With ``--on-error fail``: what failed first.
         TooManyErrorsError
@@ -158,9 +165,7 @@ class SupertileRun:
         if isinstance(outcome, PartSummary):
             self._finish(outcome)
             return
-        if isinstance(outcome, ModelError):
-            # weights that do not load will not load for the next supertile either
-            raise outcome
+        _raise_if_hopeless(outcome)
         name = Path(task.info.path).name
         log.warning("%s, supertile %s failed: %s", name, task.index, outcome)
         self.workers.events.add(
@@ -191,6 +196,8 @@ class SupertileRun:
                 run_tile, rounds, per_worker=1, alone=alone, on_gpu=True
             ):
                 place = _place(tile.supertile)
+                if isinstance(outcome, Exception):
+                    _raise_if_hopeless(outcome)
                 if isinstance(outcome, PartSummary):
                     kept[place][tile.tile.index] = tile.path
                 elif isinstance(outcome, WorkerLostError) and not alone:
@@ -206,6 +213,8 @@ class SupertileRun:
             for task in broken
         )
         for task, outcome in self.workers.run(salvage, salvages):
+            if isinstance(outcome, Exception):
+                _raise_if_hopeless(outcome)
             self._finish(outcome if isinstance(outcome, PartSummary) else _gone(task, outcome))
             for path in task.paths:
                 path.unlink(missing_ok=True)
@@ -254,6 +263,12 @@ class SupertileRun:
     def _tell_progress(self) -> None:
         if self.progress is not None:
             self.progress(len(self.summaries), self.n_supertiles, self._found)
+
+
+def _raise_if_hopeless(error: Exception) -> None:
+    """Raise what will fail for the next supertile too: weights that do not load, a full disk."""
+    if isinstance(error, ModelError | OutputError):
+        raise error
 
 
 def _gone(task: SalvageTask, error: Exception) -> PartSummary:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from geoseg.errors import ConfigError
 from geoseg.jobs.events import EVENTS
+from geoseg.jobs.parts import disk_error
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -144,11 +145,15 @@ class RunDirectory:
     def write_manifest(self, values: Mapping[str, Any]) -> None:
         """Write the manifest whole or not at all."""
         private = self.path / f".{MANIFEST}.{os.getpid()}"
-        with private.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        private.replace(self.path / MANIFEST)
+        try:
+            with private.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(values, indent=2, default=str) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            private.replace(self.path / MANIFEST)
+        except OSError as error:
+            private.unlink(missing_ok=True)
+            raise disk_error(self.path, error) from error
 
     def note(self, **values: Any) -> None:
         """Change some values of the manifest."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import shapely
 from rasterio.windows import Window
 
+from geoseg.errors import OutputError
 from geoseg.objects.seams import SeamCounts
 from geoseg.records import Fragments, Objects, Tile
 
@@ -100,6 +102,11 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
     """Write a part to a private name, flush it to the disk and publish it by a rename.
 
     Not ``durable``: without waiting for the disk, for what can be made again at once.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, or the folder gone or not writable.
     """
     settled, waiting = part.settled, part.waiting
     n, m = len(settled), len(waiting)
@@ -122,12 +129,28 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
         }
     )
     private = path.with_name(f".{path.name}.{os.getpid()}")
-    with private.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    private.replace(path)
+    try:
+        with private.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        private.replace(path)
+    except OSError as error:
+        private.unlink(missing_ok=True)
+        raise disk_error(path.parent.parent, error) from error
+
+
+def disk_error(folder: Path, error: OSError) -> OutputError:
+    """Return the error for a folder in which nothing can be written: no matter of one tile."""
+    try:
+        free = f"; {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there"
+    except OSError:
+        free = ""
+    return OutputError(
+        f"writing in {folder} failed ({error.strerror or error}){free}. Make room; what is "
+        "finished is kept: the same command goes on from there"
+    )
 
 
 def _tile_to_json(tile: Tile) -> list[list[int]]:

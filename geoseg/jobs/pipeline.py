@@ -81,7 +81,7 @@ class RunResult:
     notes: tuple[str, ...] = field(default=())
     """What the user should know."""
     tiles_failed: int = 0
-    """Tiles that were left out, of supertiles that were kept."""
+    """Tiles that were left out; other tiles of their supertiles are kept."""
     shard: str | None = None
     """'i/n' where this was a share of a run: nothing is joined yet."""
     already_done: bool = False
@@ -339,7 +339,7 @@ class _Job:
         if self.plan.settings.shard is None:
             try:
                 self.run_dir.note(state=state, reason=reason)
-            except OSError:
+            except (OSError, OutputError):
                 # a full disk: the run says so itself
                 log.debug("the manifest could not be written")
 
