@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +79,18 @@ class Cluster:
         Connected.
     joined : Joining, optional
         None: the workers were started for this run.
+    revive : callable, optional
+        Starts own workers again that have ended with their keepers.
     """
 
-    def __init__(self, client: Any, joined: Joining | None = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        joined: Joining | None = None,
+        revive: Callable[[], None] | None = None,
+    ) -> None:
         self.client = client
+        self._revive = revive
         self.joined = joined
         self.workers: dict[str, int] = {}
         """Address to threads, as last seen."""
@@ -110,6 +118,8 @@ class Cluster:
         if not force and now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
+        if self._revive is not None:
+            self._revive()
         try:
             workers = dict(self.client.nthreads())
         except (OSError, RuntimeError, ValueError) as error:
@@ -177,24 +187,31 @@ def local_cluster(count: int, gpus: Sequence[str] = ()) -> Iterator[Cluster]:
         started = stack.enter_context(_processes())
         started.append(_start("distributed.Scheduler", scheduler, (), env))
         address = _wait_for_address(address_file, started[0])
-        for number in range(count):
-            options: dict[str, Any] = {
-                "host": host,
-                "nthreads": 1,
-                "name": f"{number}",
-                "dashboard": False,
-                "silence_logs": logging.ERROR,
-                "memory_limit": int(MEMORY_LIMIT / count),
-                "local_directory": str(folder),
-            }
-            mine = dict(env)
-            if gpus:
-                options["resources"] = {"GPU": 1}
-                mine["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            started.append(_start("distributed.Nanny", options, (address,), mine))
+        options: dict[str, Any] = {
+            "host": host,
+            "nthreads": 1,
+            "dashboard": False,
+            "silence_logs": logging.ERROR,
+            "memory_limit": int(MEMORY_LIMIT / count),
+            "local_directory": str(folder),
+        }
+        if gpus:
+            options["resources"] = {"GPU": 1}
+
+        def start_worker(number: int) -> subprocess.Popen[bytes]:
+            own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            return _start("distributed.Nanny", options, (address,), env | own)
+
+        def revive() -> None:
+            # a keeper starts its worker again, but ends where the worker said goodbye
+            for number in range(count):
+                if started[1 + number].poll() is not None:
+                    started[1 + number] = start_worker(number)
+
+        started += [start_worker(number) for number in range(count)]
         client = stack.enter_context(_connected(Client, address))
         _wait_for_workers(client, count, started)
-        yield Cluster(client)
+        yield Cluster(client, revive=revive)
 
 
 def _handed_down(dask_config: str) -> dict[str, str]:
