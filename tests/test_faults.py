@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -74,13 +75,14 @@ def whole(image, tmp_path) -> list[tuple]:
     return table(output)
 
 
-def only_in(scene: Scene, row: int, col: int) -> int:
-    """Return the id of an object that one tile alone can see: of 128 px it shares 32 a side."""
+def only_in(scene: Scene, row: int, col: int) -> int | None:
+    """Return the id of an object that one tile alone can see (of 128 px it shares 32 a side)."""
     y, x = row * 96, col * 96
     box = np.s_[y + 32 : y + 96, x + 32 : x + 96]
     inside, rest = scene.ids[box], scene.ids.copy()
     rest[box] = 0
-    return int(np.setdiff1d(inside, rest)[-1])
+    found = np.setdiff1d(inside, rest)
+    return int(found[-1]) if len(found) else None
 
 
 # --- killed processes ------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_killed_at_twenty_random_points(image, whole, tmp_path):
 def chaos(cluster, mode: str):
     from distributed.chaos import KillWorker
 
-    cluster.client.register_plugin(KillWorker(delay="4 s", mode=mode))
+    cluster.client.register_plugin(KillWorker(delay="3 s", mode=mode))
     yield cluster
 
 
@@ -150,11 +152,16 @@ def test_workers_that_die_at_random(image, whole, tmp_path, monkeypatch, mode):
             yield killed
 
     monkeypatch.setattr(executor, "local_cluster", deadly)
-    output = tmp_path / "o.gpkg"
-    found = run_detect(settings(image, output=output, workers=2), Stub(sleep=0.25))
-    assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
-    assert table(output) == whole
-    assert [e for e in events_of(output) if e["event"] == "worker lost"], "nothing died: no test"
+    deaths = 0
+    for attempt in range(4):
+        output = tmp_path / f"{attempt}.gpkg"
+        found = run_detect(settings(image, output=output, workers=2), Stub(sleep=0.25))
+        assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
+        assert table(output) == whole
+        deaths = sum(e["event"] == "worker lost" for e in events_of(output))
+        if deaths:
+            break
+    assert deaths, "nobody died: nothing was tested"
 
 
 def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
@@ -163,18 +170,24 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
     grid = TileGrid(1376, 1376, 128, 32, 224)
     assert grid.n_tiles == 196
     output, calm = tmp_path / "o.gpkg", tmp_path / "calm.gpkg"
-    found = run_detect(settings(image, output=output, workers=2), Stub(kill=only_in(scene, 6, 7)))
+    row, col, killer = next(
+        (row, col, found)
+        for row in range(5, 9)
+        for col in range(5, 9)
+        if (found := only_in(scene, row, col)) is not None
+    )
+    found = run_detect(settings(image, output=output, workers=2), Stub(kill=killer))
     assert (found.exit_code, found.tiles_failed) == (3, 1)
     assert found.supertiles == {"done": grid.n_supertiles}
     (lost,) = manifest_of(output)["failed_tiles"]
-    assert lost["tile"] == [6, 7]
+    assert lost["tile"] == [row, col]
     assert lost["reason"].startswith("the worker processes that ran it died")
     # innocent tiles: all others were run
     coverage = pyogrio.read_dataframe(output, layer="coverage")
     assert coverage["tiles_run"].sum() == 195
     run_detect(settings(image, output=calm), Stub())
     missing = {row[1] for row in table(calm)} - {row[1] for row in table(output)}
-    window = grid.tile(6, 7).window
+    window = grid.tile(row, col).window
     frame = pyogrio.read_dataframe(calm, layer="objects")
     place = frame[frame["uid"].isin(missing)].geometry.bounds.to_numpy()
     x0, y0 = 500_000 + 0.1 * window.col_off, 5_500_000 - 0.1 * window.row_off
@@ -238,7 +251,7 @@ def test_a_full_disk_stops_the_run_and_the_output_stays(
     status, err = limited(command(image, output, "--simplify", "0.5"), size)
     assert status == 2, err
     line = err.splitlines()[-1]
-    assert "File too large" in line
+    assert re.search(what, line)
     assert "MB are free there" in line
     assert output.read_bytes() == old
     assert not list(tmp_path.glob(".o-*"))
@@ -366,7 +379,7 @@ def test_on_error_fail_ends_the_run(image, scene, tmp_path, workers):
 def test_max_errors(image, scene, tmp_path, most, code):
     output = tmp_path / "o.gpkg"
     job = settings(image, output=output, max_errors=most)
-    two = TwoPoisons(only_in(scene, 0, 0), only_in(scene, 4, 4))
+    two = TwoPoisons(only_in(scene, 0, 0), only_in(scene, 2, 2))
     if code == 3:
         found = run_detect(job, two)
         assert (found.exit_code, found.tiles_failed) == (3, 2)
@@ -465,7 +478,7 @@ def test_the_journal_of_a_killed_program_beside_the_output(image, whole, tmp_pat
 def test_shards_side_by_side_are_the_single_run(image, whole, tmp_path):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
     runs = [
-        start(command(image, output, "--shard", f"{i}/3"), STUB_SLEEP="0.1", STUB_CALLS=str(log))
+        start(command(image, output, "--shard", f"{i}/3"), STUB_SLEEP="0.5", STUB_CALLS=str(log))
         for i in (1, 2, 3)
     ]
     wait_for(lambda: parts_of(output))

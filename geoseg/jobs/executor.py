@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Generic, TypeVar
 
 from geoseg.errors import ClusterError, GeosegError, WorkerLostError
@@ -244,9 +244,10 @@ class _HandOut(Generic[Task, Result]):
                 if (done := self._settle(future)) is not None:
                     yield done
         finally:
-            # left early: nobody waits for what is still out
+            # left early: nobody waits for what is still out, and a lost scheduler cannot be told
             for future, *_ in self.out.values():
-                future.cancel()
+                with suppress(Exception):
+                    future.cancel()
 
     def _fill(self, waiting: Iterator[Task]) -> None:
         room = self.size()
