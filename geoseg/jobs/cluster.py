@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -51,8 +52,10 @@ _DASK: dict[str, Any] = {
     "distributed.scheduler.preload": [lifeline.__name__],
     "distributed.nanny.preload": [lifeline.__name__],
     # distributed sets up its log when it is first imported; what goes wrong comes back as an
-    # exception
-    "logging.distributed": "error",
+    # exception, and what processes say when their scheduler died helps nobody
+    "logging": dict.fromkeys(
+        ("distributed", "distributed.client", "tornado", "tornado.application"), "critical"
+    ),
 }
 
 
@@ -100,6 +103,11 @@ class Cluster:
         """Workers that came since this was last emptied."""
         self._looked = self._seen = time.monotonic()
         self.look(force=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler can be talked to, as far as is known."""
+        return bool(self.client.status == "running")
 
     @property
     def size(self) -> int:
@@ -191,7 +199,7 @@ def local_cluster(count: int, gpus: Sequence[str] = ()) -> Iterator[Cluster]:
             "host": host,
             "nthreads": 1,
             "dashboard": False,
-            "silence_logs": logging.ERROR,
+            "silence_logs": logging.CRITICAL,
             "memory_limit": int(MEMORY_LIMIT / count),
             "local_directory": str(folder),
         }
@@ -300,13 +308,17 @@ def _connected(client_class: Any, address: str) -> Iterator[Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Dask's own log for what it cannot tell otherwise."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+    heads = ("distributed", "tornado", "asyncio")
+    known = list(logging.root.manager.loggerDict)
+    loggers = [logging.getLogger(name) for name in known if name.partition(".")[0] in heads]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        # attempts to connect that nobody waits for complain when they are thrown away
+        gc.collect()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 

@@ -157,7 +157,13 @@ class Workers:
                 size = (lambda: 1) if alone else (lambda: per_worker * cluster.size)
                 terms = None if self._joining is None else self._joining.terms
                 out = _HandOut(self, cluster, function, size, needs, terms)
-                yield from out.run(tasks)
+                try:
+                    yield from out.run(tasks)
+                except (RuntimeError, OSError) as error:
+                    # Dask has many words for a connection that is gone
+                    if cluster.connected:
+                        raise
+                    raise scheduler_lost(error) from error
         self.stop.check()
 
     def _needs(self) -> dict[str, float]:
@@ -266,13 +272,10 @@ class _HandOut(Generic[Task, Result]):
         if self.needs:
             options["resources"] = self.needs
         client = self.cluster.client
-        try:
-            if self.terms is None:
-                future = client.submit(self.function, task, **options)
-            else:
-                future = client.submit(run_checked, self.function, self.terms, task, **options)
-        except (OSError, RuntimeError) as error:
-            raise scheduler_lost(error) from error
+        if self.terms is None:
+            future = client.submit(self.function, task, **options)
+        else:
+            future = client.submit(run_checked, self.function, self.terms, task, **options)
         self.out[key] = (future, task, attempt, time.monotonic())
         future.add_done_callback(self.back.put)
 
