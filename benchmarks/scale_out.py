@@ -71,8 +71,8 @@ def main() -> None:
         "shipped model.\n\n"
         + table(["seconds", "1 worker", "2 workers"], rows)
         + f"\n\nThroughput of the supertiles: x {figures['ratio_supertiles']}; of the whole run: x "
-        f"{figures['ratio_total']}. {same} objects of {one['objects']} and {two['objects']} have the same "
-        "uid: torch adds up in another order with another number of threads.\n\n"
+        f"{figures['ratio_total']}. {same} of {one['objects']} and {two['objects']} objects have "
+        "the same uid.\n\n"
         "What is missing: one worker already computes with all cores (torch has "
         f"{physical_cores()} thread(s) there, one each with two), so two workers gain what threads "
         f"lose, no more; {figures['idle_s']} worker-seconds are start-up and waiting; work itself "
