@@ -237,7 +237,9 @@ def test_run_a_job_file(painted, tmp_path, capfd, monkeypatch):
     assert main(["run", str(job)]) == 0
     first = pyogrio.read_dataframe(tmp_path / "o.gpkg", layer="objects")
     assert len(first) > 20
-    assert main(["run", str(job)]) == 2
+    # again: finished before, and the output is the run's own
+    assert main(["run", str(job)]) == 0
+    assert "nothing was left to do" in capfd.readouterr().out
     assert main(["run", str(job), "--overwrite"]) == 0
     again = pyogrio.read_dataframe(tmp_path / "o.gpkg", layer="objects")
     assert again["uid"].tolist() == first["uid"].tolist()
