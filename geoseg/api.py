@@ -51,7 +51,7 @@ def detect(
     ------
     GeosegError
         If the input or a setting cannot be used, or supertiles failed (then nothing is lost: what
-        was found is in ``output``, and the same call with ``overwrite=True`` does only the rest).
+        was found is in ``output``, and the same call does only the rest).
 
     Examples
     --------
@@ -65,8 +65,9 @@ def detect(
     for name in ("aoi", "regions", "run_dir"):
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])
-    if settings.get("bidx") is not None:
-        settings["bidx"] = tuple(settings["bidx"])
+    for name in ("bidx", "resource"):
+        if settings.get(name) is not None:
+            settings[name] = tuple(settings[name])
     named = isinstance(detector, str)
     try:
         job = DetectSettings(
@@ -80,10 +81,10 @@ def detect(
         raise ConfigError(f"geoseg.detect: {error}") from error
     result = run_detect(job, None if named or detector is None else detector)  # type: ignore[arg-type]
     if result.exit_code:
-        failures = result.coverage[result.coverage["status"] == "failed"]
+        failures = result.coverage[result.coverage["reason"] != ""]
         raise TileError(
-            f"{len(failures)} of {len(result.coverage)} supertiles failed, the first because: "
-            f"{failures['reason'].iloc[0]}"
+            f"{len(failures)} of {len(result.coverage)} supertiles failed or lack tiles, the first "
+            f"because: {failures['reason'].iloc[0]}"
         )
     result.objects.attrs["notes"] = list(result.notes)
     return result.objects

@@ -72,6 +72,22 @@ class DetectSettings:
     """Give an object that overlapping images show once."""
     class_agnostic: bool = False
     """Let detections of different classes be one object; the class with most area wins."""
+    on_error: str = "skip"
+    """'skip' leaves out a tile that fails and goes on; 'fail' ends the run."""
+    max_errors: int | None = None
+    """The run ends when more tiles than this failed; None: however many."""
+    until: str | None = None
+    """Local time of day, such as 07:00, at which the run stops, to be resumed."""
+    scheduler: str | None = None
+    """Address or file of a Dask scheduler that runs already, instead of own workers."""
+    insecure_cluster: bool = False
+    """Accept a scheduler on plain tcp beyond this machine."""
+    resource: tuple[str, ...] | None = None
+    """What a worker must have, such as ('GPU=1',); with `scheduler`."""
+    shard: str | None = None
+    """'i/n': run only this share of the supertiles, without joining or writing the output."""
+    notify: str | None = None
+    """Command to run at the end."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -96,6 +112,61 @@ class DetectSettings:
             raise ConfigError(f"--gsd is {self.gsd}; expected 0.001 to 1000 metres per pixel")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        self._check_driver()
+
+    def _check_driver(self) -> None:
+        """Refuse settings of the driver that are wrong or contradict each other."""
+        if self.on_error not in ("skip", "fail"):
+            raise ConfigError(f"--on-error is '{self.on_error}'; expected skip or fail")
+        _check_range("--max-errors", self.max_errors, 0, 1e9)
+        parse_shard(self.shard)
+        parse_resources(self.resource)
+        if self.scheduler is None and (self.resource or self.insecure_cluster):
+            option = "--resource" if self.resource else "--insecure-cluster"
+            raise ConfigError(f"{option} is about a cluster of your own; name it with --scheduler")
+        if self.scheduler is not None and self.workers is not None:
+            raise ConfigError(
+                "--workers starts workers here and --scheduler joins others; give one"
+            )
+        if self.shard is not None and self.output is None and self.run_dir is None:
+            raise ConfigError("--shard needs --output or --run-dir: what it finds must stay")
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return (i, n) of a share such as '2/4', 1-based; None for None.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    if text is None:
+        return None
+    share, _, of = text.partition("/")
+    if not (share.isdecimal() and of.isdecimal() and 1 <= int(share) <= int(of) <= 10_000):
+        raise ConfigError(f"--shard is '{text}'; expected i/n such as 2/4, with 1 <= i <= n")
+    return int(share), int(of)
+
+
+def parse_resources(texts: tuple[str, ...] | None) -> tuple[tuple[str, float], ...]:
+    """Return names and amounts of resources such as 'GPU=1'.
+
+    Raises
+    ------
+    ConfigError
+        If one is none.
+    """
+    found = []
+    for text in texts or ():
+        name, _, amount = text.partition("=")
+        try:
+            value = float(amount)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or not 0 < value < math.inf:
+            raise ConfigError(f"--resource is '{text}'; expected NAME=AMOUNT such as GPU=1")
+        found.append((name.strip(), value))
+    return tuple(found)
 
 
 def _check_range(option: str, value: float | None, low: float, high: float) -> None:
@@ -104,6 +175,7 @@ def _check_range(option: str, value: float | None, low: float, high: float) -> N
 
 
 _PATHS = ("output", "aoi", "regions", "run_dir")
+_LISTS = {"images": str, "bidx": int, "resource": str}
 
 
 def read_job(path: Path) -> DetectSettings:
@@ -148,26 +220,29 @@ def settings_from(values: Mapping[str, Any], path: Path) -> DetectSettings:
     return DetectSettings(**({"images": ()} | out))
 
 
+def _names_file(key: str, value: str) -> bool:
+    """Tell whether a text names a file beside the job file: it may also be a name or address."""
+    if key == "scheduler":
+        return "://" not in value
+    return key == "model" and value.endswith(".safetensors")
+
+
 def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
     """Return a TOML value as the field wants it, or say what was expected."""
     wrong = ConfigError(
         f"{path}: {key} = {value!r} in [detect]; expected {annotation.removesuffix(' | None')}"
     )
-    if key == "images":
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+    if key in _LISTS:
+        values = [value] if isinstance(value, str) and key == "images" else value
+        if not isinstance(values, list) or not all(type(v) is _LISTS[key] for v in values):
             raise wrong
-        return values
+        return values if key == "images" else tuple(values)
     if key in _PATHS:
         if not isinstance(value, str):
             raise wrong
         return path.parent / value
-    if key == "model" and isinstance(value, str) and value.endswith(".safetensors"):
+    if isinstance(value, str) and _names_file(key, value):
         return str(path.parent / value)
-    if key == "bidx":
-        if not isinstance(value, list) or not all(type(v) is int for v in value):
-            raise wrong
-        return tuple(value)
     allowed: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "str": (str,)}
     head = annotation.partition(" ")[0]
     types = (int, float) if head == "float" else allowed[head]

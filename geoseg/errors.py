@@ -55,3 +55,30 @@ class OutputError(GeosegError):
 
 class TileError(GeosegError):
     """One tile or supertile failed while the run was going on."""
+
+
+class WorkerLostError(TileError):
+    """The worker processes that ran a task died: killed, out of memory, or crashed."""
+
+
+class ClusterError(GeosegError):
+    """The scheduler or the workers are gone, or do not fit this run."""
+
+
+class StoppedError(GeosegError):
+    """The run was asked to stop and did; the same command goes on from there."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TooManyErrorsError(GeosegError):
+    """More tiles failed than ``--max-errors`` allows."""
+
+    exit_code = 4

@@ -1,12 +1,14 @@
 """Detectors for tests of the whole path; factories read what to do from the environment.
 
 ``STUB_CALLS`` names a file that gets a line for each tile seen, in whatever process. With
-``STUB_POISON`` a tile that shows the painted object of that id fails; ``STUB_SLEEP`` is a pause.
+``STUB_POISON`` a tile that shows the painted object of that id fails, with ``STUB_KILL`` it kills
+its process; ``STUB_SLEEP`` is a pause for each tile, seconds.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -23,10 +25,15 @@ class Stub(PaintedDetector):
     fingerprint = "stub"
 
     def __init__(
-        self, calls: str | None = None, poison: int | None = None, sleep: float = 0.0, **kwargs
+        self,
+        calls: str | None = None,
+        poison: int | None = None,
+        sleep: float = 0.0,
+        kill: int | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
-        self.calls, self.poison, self.sleep = calls, poison, sleep
+        self.calls, self.poison, self.sleep, self.kill = calls, poison, sleep, kill
 
     def __call__(self, tiles: np.ndarray) -> list[Instances]:
         time.sleep(self.sleep * len(tiles))
@@ -35,6 +42,8 @@ class Stub(PaintedDetector):
                 file.write("tile\n" * len(tiles))
         if self.poison is not None and (tiles[:, 0] == self.poison).any():
             raise ValueError("a tile that it cannot stand")
+        if self.kill is not None and (tiles[:, 0] == self.kill).any():
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(tiles)
 
 
@@ -60,11 +69,11 @@ class Capped(Stub):
 
 def make() -> Stub:
     """Make a detector as the environment says."""
-    poison = os.environ.get("STUB_POISON")
+    ids = {name: os.environ.get(f"STUB_{name.upper()}") for name in ("poison", "kill")}
     return Stub(
         os.environ.get("STUB_CALLS"),
-        None if poison is None else int(poison),
-        float(os.environ.get("STUB_SLEEP", "0")),
+        sleep=float(os.environ.get("STUB_SLEEP", "0")),
+        **{name: None if value is None else int(value) for name, value in ids.items()},
     )
 
 

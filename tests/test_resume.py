@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import geopandas as gpd
@@ -15,21 +15,17 @@ import psutil
 import pyogrio
 import pytest
 import shapely
-from affine import Affine
 from painted import Scene, blob_scene
+from runs import NORTH_UP, TILES, UTM, calls, environment, table, wait_for
 from stubs import Stub
 
 from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError
+from geoseg.imagery.grid import TileGrid
+from geoseg.jobs import pipeline
 from geoseg.jobs.ledger import MANIFEST, RunDirectory
 from geoseg.jobs.pipeline import run_detect
 from geoseg.records import Instances
-
-UTM = "EPSG:32633"
-NORTH_UP = Affine(0.1, 0, 500_000, 0, -0.1, 5_500_000)
-TILES = {"tile_size": 128, "overlap": 32, "supertile_size": 224}
-"""On 520 px a side: 6 x 6 tiles in 3 x 3 supertiles; the middle one looks at 192 to 416 px."""
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +40,6 @@ def image(make_raster, scene) -> Path:
 
 def settings(image: Path, **changes) -> DetectSettings:
     return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
-
-
-def calls(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def table(path: Path) -> list[tuple]:
-    """Return everything in the objects layer, row by row."""
-    frame = pyogrio.read_dataframe(path, layer="objects")
-    shapes = shapely.to_wkb(frame.geometry).tolist()
-    return list(
-        zip(*(frame[c].tolist() for c in frame.columns.drop("geometry")), shapes, strict=True)
-    )
 
 
 def alone(scene: Scene, box: tuple[slice, slice]) -> int:
@@ -75,34 +58,89 @@ def poison(scene) -> int:
 # --- one supertile fails ---------------------------------------------------------------------
 
 
-def test_a_failed_supertile_is_said_and_done_again_alone(image, scene, poison, tmp_path):
+def test_a_failed_tile_is_said_and_tried_again_alone(image, scene, poison, tmp_path):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
     first = run_detect(settings(image, output=output), Stub(str(log), poison))
     assert first.exit_code == 3
-    assert first.supertiles == {"done": 8, "failed": 1}
+    assert first.supertiles == {"done": 9}
+    (lost,) = json.loads((first.run_dir / MANIFEST).read_text())["failed_tiles"]
+    row, col = lost["tile"]
     coverage = pyogrio.read_dataframe(output, layer="coverage")
-    failed = coverage[coverage["status"] == "failed"]
-    assert failed[["row", "col"]].to_numpy().tolist() == [[1, 1]]
-    assert "a tile that it cannot stand" in failed["reason"].iloc[0]
-    assert (coverage.loc[coverage["status"] != "failed", "reason"] == "").all()
-    # what lies in other supertiles is all there
-    place = failed.geometry.iloc[0]
+    hurt = coverage[coverage["tiles_failed"] > 0]
+    assert hurt[["row", "col", "tiles_failed", "tiles_run"]].to_numpy().tolist() == [[1, 1, 1, 3]]
+    assert hurt["reason"].iloc[0].startswith(f"1 of 4 tiles failed; tile ({row}, {col}): ")
+    assert "a tile that it cannot stand" in hurt["reason"].iloc[0]
+    assert (coverage.loc[coverage["tiles_failed"] == 0, "reason"] == "").all()
+    # what lies outside that one tile is all there
+    grid = TileGrid(520, 520, 128, 32, 224)
+    window = grid.tile(row, col).window
+    x, y = window.col_off, window.row_off
+    place = shapely.transform(shapely.box(x, y, x + 128, y + 128), ground)
     truth = gpd.GeoSeries(shapely.transform(scene.truth()[0], ground), crs=UTM)
-    away = truth[~truth.intersects(place.buffer(4))]
-    assert len(truth) > len(away) > 50
+    away = truth[~truth.intersects(place)]
+    assert len(truth) > len(away) > 80
     found = pyogrio.read_dataframe(output, layer="objects")
     assert all(found.intersects(t.representative_point()).any() for t in away)
 
-    before, bytes_before = calls(log), output.read_bytes()
-    with pytest.raises(OutputError, match="exists; give --overwrite"):
-        run_detect(settings(image, output=output), Stub(str(log)))
-    assert output.read_bytes() == bytes_before
-    second = run_detect(settings(image, output=output, overwrite=True), Stub(str(log)))
-    assert second.exit_code == 0
-    assert second.supertiles == {"done": 9}
-    assert calls(log) - before == failed["tiles"].iloc[0] == 4
+    # the very same call replaces its own output, and runs that supertile only
+    before = calls(log)
+    second = run_detect(settings(image, output=output), Stub(str(log)))
+    assert (second.exit_code, second.supertiles) == (0, {"done": 9})
+    assert calls(log) - before == 4
     run_detect(settings(image, output=tmp_path / "whole.gpkg"), Stub())
     assert table(output) == table(tmp_path / "whole.gpkg")
+
+
+def test_a_finished_run_again_does_and_writes_nothing(image, tmp_path):
+    output, log = tmp_path / "o.gpkg", tmp_path / "calls"
+    first = run_detect(settings(image, output=output), Stub(str(log)))
+    seen, written = calls(log), output.stat().st_mtime_ns
+    second = run_detect(settings(image, output=output), Stub(str(log)))
+    assert (second.already_done, second.exit_code, second.n_objects) == (True, 0, first.n_objects)
+    assert (calls(log), output.stat().st_mtime_ns) == (seen, written)
+    assert second.objects["uid"].tolist() == first.objects["uid"].tolist()
+    assert second.seams == first.seams
+    # another outline: joined and written again from the same parts
+    third = run_detect(settings(image, output=output, simplify=2.0), Stub(str(log)))
+    assert (third.already_done, calls(log)) == (False, seen)
+    assert output.stat().st_mtime_ns != written
+
+
+def test_an_output_that_changed_since_is_not_replaced(image, tmp_path):
+    output = tmp_path / "o.parquet"
+    run_detect(settings(image, output=output), Stub())
+    with output.open("ab") as file:
+        file.write(b"somebody's edit")
+    content = output.read_bytes()
+    with pytest.raises(OutputError, match="was changed since this run wrote it; give --overwrite"):
+        run_detect(settings(image, output=output), Stub())
+    assert output.read_bytes() == content
+    run_detect(settings(image, output=output, overwrite=True), Stub())
+    assert output.read_bytes() != content
+
+
+def test_somebody_elses_output_is_not_replaced(image, tmp_path):
+    output = tmp_path / "o.gpkg"
+    output.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="exists; give --overwrite"):
+        run_detect(settings(image, output=output), Stub())
+    assert output.read_bytes() == b"mine"
+
+
+def test_killed_after_the_output_was_put_in_place(image, tmp_path, monkeypatch):
+    output = tmp_path / "o.gpkg"
+    write = pipeline.write_output
+
+    def killed(*args):
+        write(*args)
+        raise SystemExit
+
+    monkeypatch.setattr(pipeline, "write_output", killed)
+    with pytest.raises(SystemExit):
+        run_detect(settings(image, output=output), Stub())
+    monkeypatch.setattr(pipeline, "write_output", write)
+    assert output.exists()
+    assert run_detect(settings(image, output=output), Stub()).exit_code == 0
 
 
 def ground(xy):
@@ -112,9 +150,12 @@ def ground(xy):
 def test_imaged_share_leaves_out_what_failed(image, poison, tmp_path):
     regions = tmp_path / "regions.gpkg"
     gpd.GeoSeries([shapely.box(500_000, 5_499_948, 500_052, 5_500_000)], crs=UTM).to_file(regions)
-    result = run_detect(settings(image, regions=regions), Stub(poison=poison))
-    place = result.coverage.loc[result.coverage["status"] == "failed", "geometry"].iloc[0]
-    expected = 1 - place.area / 52**2
+    result = run_detect(
+        settings(image, regions=regions, run_dir=tmp_path / "r"), Stub(poison=poison)
+    )
+    (lost,) = json.loads((tmp_path / "r" / MANIFEST).read_text())["failed_tiles"]
+    core = TileGrid(520, 520, 128, 32, 224).tile(*lost["tile"]).core
+    expected = 1 - core.width * core.height / 520**2
     assert result.regions["imaged_share"].iloc[0] == pytest.approx(expected, abs=1e-3)
 
 
@@ -158,7 +199,8 @@ def test_a_detector_that_returns_rubbish_fails_with_a_reason(image, detector, re
     result = run_detect(settings(image, supertile_size=1024), detector)
     assert (result.supertiles, result.exit_code, len(result.objects)) == ({"failed": 1}, 3, 0)
     assert result.coverage["reason"].str.contains(reason).all()
-    assert result.coverage["reason"].str.contains(r"^tiles \(0, 0\) to \(\d, \d\), detect: ").all()
+    assert result.tiles_failed == 36
+    assert result.coverage["reason"].str.startswith("36 of 36 tiles failed; tile (0, 0): ").all()
 
 
 @pytest.mark.parametrize("mask", [np.full((4, 4), np.nan), np.zeros((4, 4)), np.ones((1, 1))])
@@ -263,18 +305,6 @@ def raise_model_error(spec):
 
 
 # --- kill -9 ---------------------------------------------------------------------------------
-
-
-def environment(**more: str) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return os.environ | {"PYTHONPATH": paths} | more
-
-
-def wait_for(condition, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

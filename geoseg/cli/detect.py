@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from geoseg.cli.progress import show_progress
-from geoseg.cli.result import show_result
+from geoseg.cli.result import show_end, show_result
 
 
 def _bands(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
@@ -85,6 +85,24 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
     is_flag=True,
     help="Let detections of different classes be one object; the class with most area wins.",
 )
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="Leave a tile that fails out, or end the run.",
+)
+@click.option("--max-errors", type=int, metavar="N", help="End the run when more tiles failed.")
+@click.option("--until", metavar="HH:MM", help="Stop by this local time; the same command goes on.")
+@click.option(
+    "--scheduler", metavar="ADDRESS|FILE", help="Join a Dask cluster: tcp://, tls://, or its file."
+)
+@click.option("--insecure-cluster", is_flag=True, help="Accept plain tcp beyond this machine.")
+@click.option("--resource", multiple=True, metavar="NAME=N", help="What a worker must have: GPU=1.")
+@click.option(
+    "--shard", metavar="I/N", help="Run only this share; without --shard the command then joins."
+)
+@click.option("--notify", metavar="COMMAND", help="Run this at the end; see docs/faults.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
@@ -92,8 +110,9 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     from geoseg.config import DetectSettings
     from geoseg.jobs.pipeline import run_detect
 
+    options["resource"] = options["resource"] or None
     settings = DetectSettings(**options)
-    with show_progress() as progress:
+    with show_end(context), show_progress() as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)
     context.exit(result.exit_code)

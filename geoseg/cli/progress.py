@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from geoseg.jobs.pipeline import Progress
+    from geoseg.jobs.progress import Progress
 
 LINE_EVERY_S = 30.0
 """Where stderr is no terminal, a line at most this often."""
@@ -40,26 +41,33 @@ def _bar() -> Iterator[Progress]:
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task("run", total=None, found=0)
+        # the clock starts with the first call: what an earlier run finished took no time
+        task = bar.add_task("run", total=None, found=0, start=False)
 
         def progress(done: int, total: int, found: int) -> None:
             bar.update(task, completed=done, total=total, found=found)
+            bar.start_task(task)
 
         yield progress
 
 
 def _lines(stream: TextIO) -> Progress:
-    begun = time.monotonic()
-    last = -LINE_EVERY_S
+    begun = last = -LINE_EVERY_S
+    before: int | None = None
 
     def progress(done: int, total: int, found: int) -> None:
-        nonlocal last
+        nonlocal begun, last, before
         now = time.monotonic()
-        if done < total and now - last < LINE_EVERY_S:
+        if before is None:
+            # what an earlier run finished took no time
+            begun, before = now, done
+        if done == before or (done < total and now - last < LINE_EVERY_S):
             return
         last = now
-        left = (now - begun) / done * (total - done)
-        stream.write(f"{done} of {total} supertiles, {found} detections, {left:.0f} s to go\n")
+        left = (now - begun) / (done - before) * (total - done)
+        end = datetime.now(UTC).astimezone() + timedelta(seconds=left)
+        at = "" if left < 60 else f", ends at {end:%H:%M}"
+        stream.write(f"{done} of {total} supertiles, {found} detections, {left:.0f} s to go{at}\n")
         stream.flush()
 
     return progress

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from geoseg.cli.show import show_json, show_table
+from geoseg.errors import StoppedError
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from geoseg.jobs.demo import DemoResult
     from geoseg.jobs.pipeline import RunResult
+
+
+@contextmanager
+def show_end(context: click.Context) -> Iterator[None]:
+    """Tell of a run that was asked to stop: that is no error, but not the end either."""
+    try:
+        yield
+    except StoppedError as error:
+        click.echo(f"geoseg: {error}; the same command goes on from here", err=True)
+        context.exit(error.exit_code)
 
 
 def show_result(result: RunResult, *, as_json: bool) -> None:
@@ -23,22 +36,36 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     if result.regions is not None:
         _show_counts(result.regions, result.n_objects)
     states = result.supertiles
+    lost = f"; {result.tiles_failed} tiles left out" if result.tiles_failed else ""
     click.echo(
         f"{sum(states.values())} supertiles: {states.get('done', 0)} done, "
         f"{states.get('empty', 0)} empty, {states.get('nodata', 0)} nodata, "
-        f"{states.get('outside', 0)} outside the AOI, {states.get('failed', 0)} failed"
+        f"{states.get('outside', 0)} outside the AOI, {states.get('failed', 0)} failed{lost}"
     )
     for note in result.notes:
         click.echo(f"note: {note}")
+    if result.shard is not None:
+        _show_shard(result)
+        return
     click.echo(f"seams: {result.seams.verdict}")
     if result.exit_code:
         click.echo(
-            "supertiles failed: see the coverage layer; the same command with --overwrite tries "
-            "them again, and only them"
+            "tiles failed: see the coverage layer and run.json; the same command tries their "
+            "supertiles again, and only them"
         )
+    done = ", finished before: nothing was left to do" if result.already_done else ""
     click.echo(
         f"{result.n_objects} objects in {result.seconds:.0f} s, "
-        f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}"
+        f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}{done}"
+    )
+
+
+def _show_shard(result: RunResult) -> None:
+    again = "the same command tries what failed again; " if result.exit_code else ""
+    click.echo(
+        f"shard {result.shard} in {result.seconds:.0f} s, largest process "
+        f"{result.peak_mb / 1000:.2f} GB; {again}when all shards are done, the command without "
+        "--shard joins them"
     )
 
 
@@ -48,6 +75,10 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
         "run_dir": str(result.run_dir),
         "objects": result.n_objects,
         "supertiles": result.supertiles,
+        "tiles_failed": result.tiles_failed,
+        "exit_code": result.exit_code,
+        "shard": result.shard,
+        "already_done": result.already_done,
         "saturated_tiles": result.saturated,
         "seconds": round(result.seconds, 2),
         "peak_mb": result.peak_mb,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from geoseg.cli.progress import show_progress
-from geoseg.cli.result import show_result
+from geoseg.cli.result import show_end, show_result
 
 
 @click.command(short_help="Run a job file (TOML).")
@@ -25,7 +25,7 @@ def command(context: click.Context, job: Path, overwrite: bool, as_json: bool) -
     if settings.output is None:
         raise click.UsageError(f'{job} names no output; add output = "objects.gpkg" to [detect]')
     settings = replace(settings, overwrite=settings.overwrite or overwrite)
-    with show_progress() as progress:
+    with show_end(context), show_progress() as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)
     context.exit(result.exit_code)

@@ -146,6 +146,7 @@ def coverage_table(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoDa
                 "reason": s.reason,
                 "tiles": s.tiles,
                 "tiles_run": s.tiles_run,
+                "tiles_failed": len(s.tiles_failed),
                 "tiles_saturated": len(s.saturated),
                 "quarters_capped": s.capped,
                 "seconds": round(sum(s.seconds.values()), 2),

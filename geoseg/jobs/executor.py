@@ -1,15 +1,22 @@
-"""Run tasks in this process or on Dask workers, a bounded number of them at a time."""
+"""Hand out tasks, in this process or to Dask workers, a bounded number of them at a time."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+import queue
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import Any, Generic, TypeVar
 
-from geoseg.jobs import lifeline
+from geoseg.errors import ClusterError, GeosegError, WorkerLostError
+from geoseg.jobs.cluster import Cluster, Joining, joined_cluster, local_cluster, scheduler_lost
+from geoseg.jobs.events import Events
+from geoseg.jobs.probe import Terms, check_here
+from geoseg.jobs.stop import Stop
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -20,7 +27,11 @@ IN_FLIGHT = 2
 """Tasks handed out per worker: one runs, one waits. The rest is kept back, so that a task that
 kills its worker does not take queued innocent ones with it."""
 RETRIES = 1
-"""How often a task that raised or lost its worker is tried again."""
+"""How often a task that raised is tried again."""
+POLL_S = 0.25
+"""How long nothing may come back before the driver looks around."""
+REMEMBERED = 20
+"""Tasks whose duration tells what the next one takes."""
 
 
 def physical_cores() -> int:
@@ -32,12 +43,20 @@ def physical_cores() -> int:
 
 
 class Workers:
-    """Worker processes that live until the block ends; started when the first task comes.
+    """Workers that live until the block ends; started or joined when the first task comes.
 
     Parameters
     ----------
     count : int
         Worker processes on this machine; 1 runs in this process, without Dask.
+    gpus : sequence of str
+        GPUs to deal out to them, as CUDA_VISIBLE_DEVICES names them.
+    joining : Joining, optional
+        A cluster of the user's, instead.
+    stop : Stop, optional
+        Asked before each task is handed out.
+    events : Events, optional
+        Told of workers that come and go, and of tasks tried again.
 
     Examples
     --------
@@ -46,20 +65,60 @@ class Workers:
     [1, 2]
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        gpus: Sequence[str] = (),
+        joining: Joining | None = None,
+        stop: Stop | None = None,
+        events: Events | None = None,
+    ) -> None:
         self.count = count
+        self.stop = stop or Stop()
+        self.events = events or Events()
+        self._gpus, self._joining = tuple(gpus), joining
         self._stack = ExitStack()
-        self._client: Any = None
+        self._cluster: Cluster | None = None
+        self._took_s: deque[float] = deque(maxlen=REMEMBERED)
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._client = None
+        self._cluster = None
         self._stack.close()
 
+    @property
+    def in_this_process(self) -> bool:
+        """Whether tasks run here, where a crash is the driver's own."""
+        return self.count == 1 and self._joining is None and not self._gpus
+
+    def start(self) -> Cluster | None:
+        """Start or join the workers, unless that is done or none are needed.
+
+        Raises
+        ------
+        ClusterError
+            If they do not start, cannot be reached, or do not fit.
+        """
+        if self._cluster is None and not self.in_this_process:
+            source: AbstractContextManager[Cluster] = (
+                local_cluster(self.count, self._gpus)
+                if self._joining is None
+                else joined_cluster(self._joining)
+            )
+            self._cluster = self._stack.enter_context(source)
+        return self._cluster
+
     def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        *,
+        per_worker: int = IN_FLIGHT,
+        alone: bool = False,
+        on_gpu: bool = False,
     ) -> Iterator[tuple[Task, Result | Exception]]:
         """Run a function on every task and yield each as it finishes.
 
@@ -69,127 +128,209 @@ class Workers:
             Importable by name, so that workers can load it.
         tasks : iterable
             Taken one by one as workers become free; never all at once.
+        per_worker : int
+            Tasks handed out per worker.
+        alone : bool
+            One task at a time on the whole cluster: if a worker dies it is to blame, no other.
+        on_gpu : bool
+            Tasks need what was asked of workers (``GPU``, or the user's own resources).
 
         Yields
         ------
         (task, result or Exception)
-            In the order of completion; an exception stands for a task that failed for good.
+            In the order of completion; an exception stands for a task that failed for good,
+            `WorkerLostError` for one whose workers died.
+
+        Raises
+        ------
+        StoppedError
+            If the run is to stop, after what was in flight has been yielded.
+        ClusterError
+            If the scheduler or all workers are gone.
         """
-        if self.count == 1:
-            for task in tasks:
-                yield task, _try_here(function, task)
-            return
-        if self._client is None:
-            self._client = self._stack.enter_context(_cluster(self.count))
-        yield from _hand_out(self._client, function, tasks, self.count)
-
-
-def _try_here(function: Callable[[Task], Result], task: Task) -> Result | Exception:
-    for attempt in range(RETRIES + 1):
-        try:
-            return function(task)
-        except Exception as error:  # noqa: BLE001  # the caller decides
-            if attempt == RETRIES:
-                return error
-            log.warning("a task failed and is tried again: %s", error)
-    raise AssertionError  # the loop always returns
-
-
-_DASK: dict[str, Any] = {
-    # one thread a worker: BLAS and torch bring their own
-    "distributed.worker.daemon": True,
-    "distributed.scheduler.worker-ttl": "15 minutes",
-    # tasks return summaries of some 200 bytes: there is nothing to spill
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.profile.enabled": False,
-    # a driver that was killed must leave no process behind
-    "distributed.scheduler.preload": [lifeline.__name__],
-    "distributed.nanny.preload": [lifeline.__name__],
-}
-
-
-@contextmanager
-def _cluster(workers: int) -> Iterator[Any]:
-    """Start a scheduler and workers on this machine; yields a client."""
-    import dask
-
-    # distributed sets up its log when it is first imported; what goes wrong comes back as an
-    # exception. Its defaults must be there before ours: leaving `set` takes out what it brought in
-    with dask.config.set({"logging.distributed": "error"}):
-        from dask.distributed import Client
-        from distributed.deploy.subprocess import SubprocessCluster
-    settings = _DASK | {"logging.distributed": "error"}
-    with (
-        dask.config.set(settings),
-        _inherited(dask.config.serialize(dask.config.global_config)),
-        # workers of their own process image: a script that calls geoseg.detect needs no
-        # __main__ guard, and nothing listens beyond this machine
-        SubprocessCluster(
-            host="127.0.0.1",
-            # any free port, not the one that a second run would want too
-            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-            n_workers=workers,
-            threads_per_worker=1,
-            worker_kwargs={"dashboard": False},
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _hand_out(
-    client: Any, function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[tuple[Task, Result | Exception]]:
-    """Keep `IN_FLIGHT` tasks per worker going until none is left."""
-    from dask.distributed import as_completed
-
-    waiting = iter(tasks)
-    running = as_completed(loop=client.loop)
-    known: dict[str, tuple[Task, int]] = {}
-
-    def submit(task: Task, attempt: int) -> None:
-        future = client.submit(function, task, pure=False, retries=0)
-        known[future.key] = (task, attempt)
-        running.add(future)
-
-    for _ in range(IN_FLIGHT * workers):
-        if (task := next(waiting, None)) is not None:
-            submit(task, 0)
-    for future in running:
-        task, attempt = known.pop(future.key)
-        error = future.exception()
-        if error is not None and attempt < RETRIES:
-            log.warning("a task failed and is tried again: %s", error)
-            submit(task, attempt + 1)
-            continue
-        outcome = future.result() if error is None else error
-        future.release()
-        if (more := next(waiting, None)) is not None:
-            submit(more, 0)
-        yield task, outcome
-
-
-@contextmanager
-def _inherited(dask_config: str) -> Iterator[None]:
-    """Hand down to child processes what they would not get by themselves.
-
-    Dask's settings; the folders that this process imports from, so that a detector that lies
-    beside the user's script is found; and whom to live with.
-    """
-    handed_down = {
-        "DASK_INTERNAL_INHERIT_CONFIG": dask_config,
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109
-        lifeline.DRIVER_PID: str(os.getpid()),
-    }
-    before = {name: os.environ.get(name) for name in handed_down}
-    os.environ.update(handed_down)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+        cluster = self.start()
+        with self.stop.draining():
+            if cluster is None:
+                yield from self._run_here(function, tasks)
             else:
-                os.environ[name] = value
+                needs = self._needs() if on_gpu else {}
+                size = (lambda: 1) if alone else (lambda: per_worker * cluster.size)
+                terms = None if self._joining is None else self._joining.terms
+                out = _HandOut(self, cluster, function, size, needs, terms)
+                try:
+                    yield from out.run(tasks)
+                except (RuntimeError, OSError) as error:
+                    # Dask has many words for a connection that is gone
+                    if cluster.connected:
+                        raise
+                    raise scheduler_lost(error) from error
+        self.stop.check()
+
+    def _needs(self) -> dict[str, float]:
+        if self._joining is not None:
+            return dict(self._joining.resources)
+        return {"GPU": 1} if self._gpus else {}
+
+    def _run_here(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[tuple[Task, Result | Exception]]:
+        for task in tasks:
+            if self.stop.wanted(self.task_s):
+                return
+            begun = time.monotonic()
+            outcome = self._try_here(function, task)
+            self.took(time.monotonic() - begun)
+            yield task, outcome
+
+    def _try_here(self, function: Callable[[Task], Result], task: Task) -> Result | Exception:
+        for attempt in range(RETRIES + 1):
+            try:
+                return function(task)
+            except Exception as error:  # noqa: BLE001  # the caller decides
+                if attempt == RETRIES or not worth_a_retry(error):
+                    return error
+                self.tell_retry(error)
+        raise AssertionError  # the loop always returns
+
+    def tell_retry(self, error: BaseException) -> None:
+        """Say that a task is tried again."""
+        log.warning("a task failed and is tried again: %s", error)
+        self.events.add("retried", reason=str(error))
+
+    @property
+    def task_s(self) -> float:
+        """What a task handed out now would take at most, seconds, judged by the last ones."""
+        return max(self._took_s, default=0.0)
+
+    def took(self, seconds: float) -> None:
+        """Remember how long a task was out."""
+        self._took_s.append(seconds)
+
+
+def worth_a_retry(error: BaseException) -> bool:
+    """Tell errors that may go away from wrong input, which stays wrong."""
+    return not (isinstance(error, GeosegError) and error.exit_code == 2)
+
+
+def run_checked(function: Callable[[Task], Result], terms: Terms, task: Task) -> Result:
+    """Run a task on a worker of a joined cluster, which may have come late."""
+    check_here(terms)
+    return function(task)
+
+
+class _HandOut(Generic[Task, Result]):
+    """One pass over tasks: what is out, what comes back, what is tried again."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        cluster: Cluster,
+        function: Callable[[Task], Result],
+        size: Callable[[], int],
+        needs: dict[str, float],
+        terms: Terms | None,
+    ) -> None:
+        self.workers, self.cluster = workers, cluster
+        self.function, self.size, self.needs, self.terms = function, size, needs, terms
+        self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.out: dict[str, tuple[Any, Task, int, float]] = {}
+        self.again: deque[tuple[Task, int]] = deque()
+        self.name = f"geoseg-{function.__name__}-{uuid.uuid4().hex[:8]}"
+        self.count = 0
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Exception]]:
+        """Keep as many tasks out as there is room for, until none is left."""
+        waiting = iter(tasks)
+        try:
+            while True:
+                self._fill(waiting)
+                if not self.out:
+                    return
+                future = self._next()
+                if (done := self._settle(future)) is not None:
+                    yield done
+        finally:
+            # left early: nobody waits for what is still out, and a lost scheduler cannot be told
+            for future, *_ in self.out.values():
+                with suppress(Exception):
+                    future.cancel()
+
+    def _fill(self, waiting: Iterator[Task]) -> None:
+        room = self.size()
+        while len(self.out) < room and not self.workers.stop.wanted(self.workers.task_s):
+            if self.again:
+                self._submit(*self.again.popleft())
+            elif (task := next(waiting, None)) is not None:
+                self._submit(task, 0)
+            else:
+                return
+
+    def _submit(self, task: Task, attempt: int) -> None:
+        key = f"{self.name}-{self.count}-{attempt}"
+        self.count += 1
+        options: dict[str, Any] = {"key": key, "pure": False, "retries": 0}
+        if self.needs:
+            options["resources"] = self.needs
+        client = self.cluster.client
+        if self.terms is None:
+            future = client.submit(self.function, task, **options)
+        else:
+            future = client.submit(run_checked, self.function, self.terms, task, **options)
+        self.out[key] = (future, task, attempt, time.monotonic())
+        future.add_done_callback(self.back.put)
+
+    def _next(self) -> Any:
+        while True:
+            try:
+                return self.back.get(timeout=POLL_S)
+            except queue.Empty:
+                self.workers.stop.wanted()
+                self._look_around()
+
+    def _look_around(self) -> None:
+        cluster, events = self.cluster, self.workers.events
+        cluster.look()
+        for address in cluster.lost:
+            log.warning("worker %s is gone; its tasks are done again", address)
+            events.add("worker lost", worker=address)
+        for address in cluster.came:
+            events.add("worker came", worker=address)
+        cluster.lost, cluster.came = [], []
+
+    def _settle(self, future: Any) -> tuple[Task, Result | Exception] | None:
+        """Return a task with what became of it; None if it is tried again."""
+        _, task, attempt, begun = self.out.pop(future.key)
+        if future.status == "cancelled":
+            raise scheduler_lost()
+        self.cluster.look()
+        error = future.exception()
+        if error is None:
+            self.workers.took(time.monotonic() - begun)
+            result: Result = future.result()
+            future.release()
+            return task, result
+        future.release()
+        if isinstance(error, ClusterError):
+            raise error
+        if isinstance(error, _killed_worker()):
+            return task, WorkerLostError(
+                "the worker processes that ran it died: killed, out of memory, or crashed"
+            )
+        if attempt < RETRIES and worth_a_retry(error):
+            self.workers.tell_retry(error)
+            self.again.append((task, attempt + 1))
+            return None
+        return task, _plain_error(error)
+
+
+def _killed_worker() -> type[Exception]:
+    """Return Dask's error for a task whose workers died."""
+    from distributed.scheduler import KilledWorker
+
+    error: type[Exception] = KilledWorker
+    return error
+
+
+def _plain_error(error: BaseException) -> Exception:
+    """Return an error as one that a caller may hold on to."""
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))

@@ -8,15 +8,24 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geoseg.errors import ConfigError
+from geoseg.jobs.events import EVENTS
+from geoseg.jobs.parts import disk_error
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MANIFEST = "run.json"
+SHARD_WAIT_S = 20.0
+"""Shards that start at the same time wait for each other to look at the directory."""
+KEPT = ("outputs", "writing", "objects_file", "joined_seams")
+"""What a run that goes on keeps of the manifest: whose the output is, and what is joined."""
 
 
 def digest(*values: Any) -> str:
@@ -48,6 +57,16 @@ class RunDirectory:
         return self.path / "joins"
 
     @property
+    def tiles(self) -> Path:
+        """Where tiles of failed supertiles keep what they found until it is put together."""
+        return self.path / "tiles"
+
+    @property
+    def stop_file(self) -> Path:
+        """The run stops when this is there."""
+        return self.path / "stop"
+
+    @property
     def objects(self) -> Path:
         """All objects of the run, GeoParquet."""
         return self.path / "objects.parquet"
@@ -74,7 +93,10 @@ class RunDirectory:
             raise ConfigError(f"--run-dir {self.path} is a file; name a directory")
         manifest = self.read_manifest()
         # a run that was stopped before it wrote its manifest leaves these
-        ours = ("lock", "owner.json", f".{MANIFEST}.*")
+        ours: tuple[str, ...] = ("lock*", "owner*.json", "stop", "token", EVENTS, f".{MANIFEST}.*")
+        if (self.path / MANIFEST).is_file():
+            # a manifest that a power cut spoilt
+            ours += (MANIFEST, "parts", "tiles", "joins", "objects.parquet")
         if manifest is None and any(
             not any(entry.match(name) for name in ours) for entry in self.path.iterdir()
         ):
@@ -87,61 +109,134 @@ class RunDirectory:
                 "to start it anew, or another --run-dir to keep both"
             )
 
-    def prepare(self, run_key: str, settings: Mapping[str, Any]) -> None:
-        """Create the directory; parts of another run are removed."""
-        manifest = self.read_manifest()
-        if manifest is not None and manifest.get("key") != run_key:
+    def prepare(self, run_key: str, settings: Mapping[str, Any], *, shared: bool = False) -> None:
+        """Create the directory; parts of another run are removed.
+
+        `shared`: other shards may be at work here, so what is theirs stays.
+        """
+        manifest = self.read_manifest() or {}
+        same = manifest.get("key") == run_key
+        # without a manifest nobody knows whose parts lie there: they are named by their key
+        if manifest and not same and not shared:
             shutil.rmtree(self.parts, ignore_errors=True)
         self.parts.mkdir(parents=True, exist_ok=True)
-        for left in self.parts.glob(".*"):
-            # a private name of a writer that was killed
-            left.unlink()
-        self.write_manifest({"key": run_key, "state": "running", "settings": dict(settings)})
+        if not shared:
+            for left in self.parts.glob(".*"):
+                # a private name of a writer that was killed
+                left.unlink()
+            shutil.rmtree(self.tiles, ignore_errors=True)
+            # it asked for the end of the run before this one
+            self.stop_file.unlink(missing_ok=True)
+        self.tiles.mkdir(exist_ok=True)
+        if shared and same:
+            return
+        kept = {name: manifest[name] for name in KEPT if same and name in manifest}
+        values = {"key": run_key, "state": "running", "settings": dict(settings)}
+        self.write_manifest(kept | values)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """Return the manifest, or None where there is none."""
         try:
             values = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
             return None
         return values if isinstance(values, dict) else None
 
     def write_manifest(self, values: Mapping[str, Any]) -> None:
         """Write the manifest whole or not at all."""
         private = self.path / f".{MANIFEST}.{os.getpid()}"
-        private.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
-        private.replace(self.path / MANIFEST)
+        try:
+            with private.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(values, indent=2, default=str) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            private.replace(self.path / MANIFEST)
+        except OSError as error:
+            private.unlink(missing_ok=True)
+            raise disk_error(self.path, error) from error
+
+    def note(self, **values: Any) -> None:
+        """Change some values of the manifest."""
+        self.write_manifest((self.read_manifest() or {}) | values)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
         """Hold the directory against a second run; the lock goes with the process.
+
+        Shards hold a lock each: they may work side by side, but not beside a whole run.
 
         Raises
         ------
         ConfigError
             If another process holds it; names that process.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            whole = self._acquire("lock", "owner.json", wait_s=0 if shard is None else SHARD_WAIT_S)
+            stack.callback(whole.release)
+            if shard is None:
+                for held in sorted(self.path.glob("lock-*")):
+                    # acquired and let go: no new shard can start while the whole lock is held
+                    name = held.name.removeprefix("lock-")
+                    self._acquire(held.name, f"owner-{name}.json").release()
+                owner = self.path / "owner.json"
+                self._sign(owner, stack)
+                yield
+                return
+            name = f"{shard[0]}-of-{shard[1]}"
+            mine = self._acquire(f"lock-{name}", f"owner-{name}.json")
+            stack.callback(mine.release)
+            self._sign(self.path / f"owner-{name}.json", stack)
+            # the whole lock was only held to keep a whole run from starting meanwhile
+            whole.release()
+            yield
+
+    def others_at_work(self, shard: tuple[int, int]) -> bool:
+        """Tell whether another shard holds its lock."""
+        mine = f"lock-{shard[0]}-of-{shard[1]}"
+        for held in self.path.glob("lock-*"):
+            if held.name == mine:
+                continue
+            try:
+                self._acquire(held.name, "").release()
+            except ConfigError:
+                return True
+        return False
+
+    def _acquire(self, name: str, owner: str, wait_s: float = 0) -> BaseFileLock:
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        owner = self.path / "owner.json"
-        lock = FileLock(self.path / "lock")
+        lock = FileLock(self.path / name)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait_s)
         except Timeout as error:
-            who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "unknown"
+            signed = self.path / owner
+            who = signed.read_text(encoding="utf-8").strip() if signed.is_file() else "unknown"
             raise ConfigError(
                 f"{self.path} is in use by another run ({who}); wait for it or name another "
                 "--run-dir"
             ) from error
-        try:
-            values = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            owner.write_text(json.dumps(values) + "\n", encoding="utf-8")
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+        return lock
+
+    def _sign(self, owner: Path, stack: ExitStack) -> None:
+        """Say who holds the lock, until the end of the stack."""
+        values = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        owner.write_text(json.dumps(values) + "\n", encoding="utf-8")
+        stack.callback(owner.unlink, missing_ok=True)
+
+
+def file_mark(path: Path) -> dict[str, Any] | None:
+    """Return what tells a file from a changed one: name, size and time; None where there is none.
+
+    The whole is not read: a file that a program rewrote with the same size within a clock tick
+    passes for unchanged.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return {"name": path.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}

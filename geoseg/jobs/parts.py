@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import shapely
 from rasterio.windows import Window
 
+from geoseg.errors import OutputError
 from geoseg.objects.seams import SeamCounts
 from geoseg.records import Fragments, Objects, Tile
 
@@ -41,7 +43,7 @@ class PartSummary:
     index: tuple[int, int]
     """(row, col) of the supertile."""
     status: str
-    """'done', 'empty' (no object), 'nodata', 'outside' (of the AOI) or 'failed'."""
+    """'done', 'empty' (no object), 'nodata', 'outside' (of the AOI) or 'failed' (as a whole)."""
     tiles: int = 0
     """Tiles of the supertile."""
     tiles_run: int = 0
@@ -64,6 +66,8 @@ class PartSummary:
     """Why it failed."""
     seams: SeamCounts = field(default_factory=SeamCounts)
     """How tiles agreed where two of them looked, of what is settled here."""
+    tiles_failed: tuple[tuple[int, int, str], ...] = ()
+    """(row, col, why) of tiles that were left out, one by one; the others are kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +102,11 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
     """Write a part to a private name, flush it to the disk and publish it by a rename.
 
     Not ``durable``: without waiting for the disk, for what can be made again at once.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, or the folder gone or not writable.
     """
     settled, waiting = part.settled, part.waiting
     n, m = len(settled), len(waiting)
@@ -120,12 +129,28 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
         }
     )
     private = path.with_name(f".{path.name}.{os.getpid()}")
-    with private.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    private.replace(path)
+    try:
+        with private.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        private.replace(path)
+    except OSError as error:
+        private.unlink(missing_ok=True)
+        raise disk_error(path.parent.parent, error) from error
+
+
+def disk_error(folder: Path, error: OSError) -> OutputError:
+    """Return the error for a folder in which nothing can be written: no matter of one tile."""
+    try:
+        free = f"; {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there"
+    except OSError:
+        free = ""
+    return OutputError(
+        f"writing in {folder} failed ({error.strerror or error}){free}. Make room; what is "
+        "finished is kept: the same command goes on from there"
+    )
 
 
 def _tile_to_json(tile: Tile) -> list[list[int]]:
@@ -147,7 +172,22 @@ def read_summary(path: Path) -> PartSummary:
     values["index"] = tuple(values["index"])
     values["saturated"] = tuple(tuple(tile) for tile in values["saturated"])
     values["seams"] = SeamCounts.from_dict(values["seams"])
+    lost = values.get("tiles_failed", ())
+    values["tiles_failed"] = tuple((int(r), int(c), str(why)) for r, c, why in lost)
     return PartSummary(**values)
+
+
+def finished_part(path: Path) -> PartSummary | None:
+    """Return the summary of a part that needs no more work, or None.
+
+    A part with tiles left out is tried again as a whole by the next run; one that cannot be read
+    (a power cut on a file system that loses what was flushed) is none.
+    """
+    try:
+        summary = read_summary(path)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+    return None if summary.tiles_failed else summary
 
 
 def read_part(path: Path) -> Part:
@@ -177,8 +217,3 @@ def read_part(path: Path) -> Part:
         ),
         tiles=tuple(map(_tile_from_json, json.loads(table.schema.metadata[b"tiles"]))),
     )
-
-
-def failed(summary: PartSummary, reason: str) -> PartSummary:
-    """Return the summary of a supertile that failed."""
-    return replace(summary, status="failed", reason=reason)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import platform
-import resource
+import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,29 +19,42 @@ import geopandas as gpd
 import pandas as pd
 
 import geoseg
-from geoseg.config import DetectSettings
-from geoseg.errors import ModelError
+from geoseg.config import DetectSettings, parse_resources, parse_shard
+from geoseg.errors import ConfigError, GeosegError, OutputError, StoppedError
 from geoseg.jobs.assemble import (
     count_in_regions,
     coverage_table,
     seams_of,
     write_objects_file,
 )
+from geoseg.jobs.cluster import Joining, scheduler_address, write_token
+from geoseg.jobs.driver import SupertileRun
+from geoseg.jobs.events import EVENTS, Events, notify, redact
 from geoseg.jobs.executor import Workers, physical_cores
-from geoseg.jobs.ledger import RunDirectory
-from geoseg.jobs.parts import PartSummary, failed
-from geoseg.jobs.plan import RunPlan, counts_path, part_key, plan_run
-from geoseg.jobs.supertile import DetectorSpec, SupertileTask, forget_detectors, run_supertile
+from geoseg.jobs.ledger import RunDirectory, digest, file_mark
+from geoseg.jobs.manifest import (
+    HOW_ONLY,
+    about_run,
+    about_supertiles,
+    plain_settings,
+    run_notes,
+    worker_seconds,
+)
+from geoseg.jobs.parts import PartSummary
+from geoseg.jobs.plan import RunPlan, counts_path, plan_run
+from geoseg.jobs.probe import terms_of
+from geoseg.jobs.progress import Progress
+from geoseg.jobs.stop import Stop, stop_time
+from geoseg.jobs.supertile import peak_mb
 from geoseg.objects.seams import SeamCounts, SeamReport
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
     from geoseg.models.detector import Detector
 
-log = logging.getLogger(__name__)
+__all__ = ["Progress", "RunResult", "run_detect"]
 
-Progress = Callable[[int, int, int], None]
-"""Called with supertiles finished, all supertiles, and fragments found so far."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +63,8 @@ class RunResult:
 
     n_objects: int
     objects_file: BinaryIO
-    """GeoParquet, open: a later run in the same directory replaces the file, not this result."""
+    """GeoParquet, open: a later run in the same directory replaces the file, not this result.
+    Empty for a shard."""
     regions: gpd.GeoDataFrame | None
     coverage: gpd.GeoDataFrame
     output: Path | None
@@ -66,17 +80,25 @@ class RunResult:
     """Largest resident memory of any process."""
     notes: tuple[str, ...] = field(default=())
     """What the user should know."""
+    tiles_failed: int = 0
+    """Tiles that were left out; other tiles of their supertiles are kept."""
+    shard: str | None = None
+    """'i/n' where this was a share of a run: nothing is joined yet."""
+    already_done: bool = False
+    """Nothing was left to do: the run had finished and its output is as it left it."""
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
         """All objects, read into memory when first asked for."""
+        if self.shard is not None:
+            return empty_objects(self.coverage.crs)
         parts = list(iter_objects(self.objects_file))
         return pd.concat(parts) if parts else empty_objects(self.coverage.crs)
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 done but supertiles failed."""
-        return 3 if self.supertiles.get("failed") else 0
+        """0 done, 3 done but supertiles or tiles failed."""
+        return 3 if self.supertiles.get("failed") or self.tiles_failed else 0
 
 
 def run_detect(
@@ -100,44 +122,244 @@ def run_detect(
     ------
     GeosegError
         If something is wrong with the input, before any work; an existing output stays untouched.
+    StoppedError
+        If a signal, a stop file or ``until`` ended the run; the same call goes on.
+    TooManyErrorsError
+        If more tiles failed than ``max_errors``.
+    ClusterError
+        If scheduler or workers do not fit, or are lost.
     """
     begun = time.perf_counter()
-    plan = plan_run(settings, detector)
+    # a wrong time of day or address is told before anything is read
+    until = None if settings.until is None else stop_time(settings.until)
+    if settings.scheduler is not None:
+        scheduler_address(settings.scheduler, insecure=settings.insecure_cluster)
+    own = _own_output(settings)
+    # an output that this run directory wrote may be replaced by the run that goes on
+    plan = plan_run(replace(settings, overwrite=settings.overwrite or own), detector)
+    plan = replace(plan, settings=settings)
+    shard = parse_shard(settings.shard)
     with tempfile.TemporaryDirectory(prefix="geoseg-") as scratch:
         run_dir = RunDirectory(_run_dir(settings) or Path(scratch) / "run")
         run_dir.check(plan.key, overwrite=settings.overwrite)
-        with run_dir.locked():
-            run_dir.prepare(plan.key, _plain(settings))
-            count, threads = _workers(plan)
-            with Workers(count) as workers:
-                summaries, seams = _run_supertiles(plan, run_dir, workers, threads, progress)
-                ran = time.perf_counter()
-                n_objects, joined_seams = write_objects_file(plan, run_dir, summaries, workers)
-            coverage = coverage_table(plan, summaries)
-            regions = count_in_regions(plan, run_dir.objects, summaries)
-            if settings.output is not None:
-                _write(plan, run_dir.objects, regions, coverage)
-            seconds = time.perf_counter() - begun
-            peak = max(
-                [s.peak_mb for s in summaries]
-                + [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
+        with run_dir.locked(shard):
+            shared = shard is not None and run_dir.others_at_work(shard)
+            _check_shared(plan, run_dir, shared=shared)
+            run_dir.prepare(plan.key, plain_settings(settings), shared=shared)
+            stop = Stop(until, run_dir.stop_file)
+            events = Events(run_dir.path / EVENTS, **({"shard": settings.shard} if shard else {}))
+            job = _Job(plan, run_dir, stop, events, begun, may_replace=settings.overwrite or own)
+            with stop.listening(), job.told():
+                return job.run(progress, shard)
+
+
+def _check_shared(plan: RunPlan, run_dir: RunDirectory, *, shared: bool) -> None:
+    """Refuse to put another run in place of one whose shards are at work."""
+    manifest = run_dir.read_manifest()
+    if shared and manifest is not None and manifest.get("key") != plan.key:
+        raise ConfigError(
+            f"{run_dir.path} holds a run with other images, model or settings, and shards of it "
+            "are at work; wait for them or name another --run-dir"
+        )
+
+
+@dataclass
+class _Job:
+    """One run in its directory, from the first task to the manifest."""
+
+    plan: RunPlan
+    run_dir: RunDirectory
+    stop: Stop
+    events: Events
+    begun: float
+    may_replace: bool
+    """Whether an existing output is to be replaced."""
+    result: RunResult | None = None
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Largest resident memory after each stage, MB."""
+
+    def run(self, progress: Progress | None, shard: tuple[int, int] | None) -> RunResult:
+        """Run the supertiles; unless this is a shard, join them and write the output."""
+        count, threads, gpus, joining = _workers(self.plan, self.run_dir)
+        log.info(
+            "%s", f"joining {joining.scheduler}" if joining else f"{count} worker(s) of {threads}"
+            " thread(s)",
+        )  # fmt: skip
+        self.events.add("started", supertiles=self.plan.n_supertiles, workers=count)
+        with Workers(
+            count, gpus=gpus, joining=joining, stop=self.stop, events=self.events
+        ) as workers:
+            work = SupertileRun(self.plan, self.run_dir, workers, threads, progress, shard)
+            work.run()
+            ran = time.perf_counter()
+            self.peaks["supertiles"] = max([peak_mb(), *(s.peak_mb for s in work.summaries)])
+            if shard is not None:
+                self.result = self._shard_result(work)
+                return self.result
+            self.result = self._finish(work, workers, ran)
+        return self.result
+
+    def _finish(self, work: SupertileRun, workers: Workers, ran: float) -> RunResult:
+        plan, run_dir, settings = self.plan, self.run_dir, self.plan.settings
+        summaries = work.summaries
+        key = _objects_key(plan, summaries)
+        kept = None if settings.overwrite else self._objects_kept(key)
+        if kept is None:
+            n_objects, joined = write_objects_file(plan, run_dir, summaries, workers)
+            run_dir.note(
+                objects_file={"key": key, "rows": n_objects, **(file_mark(run_dir.objects) or {})},
+                joined_seams=joined.to_dict(),
             )
-            result = RunResult(
-                n_objects=n_objects,
-                objects_file=run_dir.objects.open("rb"),
-                regions=regions,
-                coverage=coverage,
-                output=settings.output,
-                run_dir=_run_dir(settings),
-                seconds=seconds,
-                supertiles=dict(Counter(s.status for s in summaries)),
-                saturated=sum(len(s.saturated) for s in summaries),
-                seams=seams_of(plan, seams + joined_seams),
-                peak_mb=round(peak, 1),
-                notes=_notes(plan, n_objects, summaries),
-            )
-            run_dir.write_manifest(_manifest(plan, result, summaries, ran - begun))
-    return result
+        else:
+            n_objects, joined = kept
+        self.peaks["joins"] = peak_mb()
+        coverage = coverage_table(plan, summaries)
+        regions = count_in_regions(plan, run_dir.objects, summaries)
+        done = kept is not None and self._output_kept()
+        if settings.output is not None and not done:
+            self._write(regions, coverage)
+        self.peaks["output"] = peak_mb()
+        result = RunResult(
+            n_objects=n_objects,
+            objects_file=run_dir.objects.open("rb"),
+            regions=regions,
+            coverage=coverage,
+            output=settings.output,
+            run_dir=_run_dir(settings),
+            seconds=time.perf_counter() - self.begun,
+            supertiles=dict(Counter(s.status for s in summaries)),
+            saturated=sum(len(s.saturated) for s in summaries),
+            seams=seams_of(plan, work.seams + joined),
+            peak_mb=round(max(self.peaks.values()), 1),
+            notes=run_notes(plan, n_objects, summaries),
+            tiles_failed=_tiles_failed(summaries),
+            already_done=done and work.n_before == plan.n_supertiles,
+        )
+        self._write_manifest(result, summaries, ran)
+        return result
+
+    def _objects_kept(self, key: str) -> tuple[int, SeamCounts] | None:
+        """Return rows and seams of the objects file, if it holds what a join would give now."""
+        manifest = self.run_dir.read_manifest() or {}
+        noted, mark = manifest.get("objects_file"), file_mark(self.run_dir.objects)
+        if not noted or mark is None or noted != noted | mark or noted.get("key") != key:
+            return None
+        return int(noted["rows"]), SeamCounts.from_dict(manifest["joined_seams"])
+
+    def _output_kept(self) -> bool:
+        """Tell whether the output is there as this run wrote it, from these objects."""
+        settings, manifest = self.plan.settings, self.run_dir.read_manifest() or {}
+        if settings.output is None:
+            return True
+        noted = manifest.get("outputs") or {}
+        return bool(noted) and noted == self._output_marks()
+
+    def _output_marks(self) -> dict[str, Any]:
+        """Return what tells the output from a changed one, and what it was made from."""
+        marks = [file_mark(path) for path in _output_files(self.plan.settings)]
+        made_from = _output_key(self.plan), file_mark(self.run_dir.objects)
+        return {"files": marks, "made_from": digest(made_from)}
+
+    def _write(self, regions: gpd.GeoDataFrame | None, coverage: gpd.GeoDataFrame) -> None:
+        """Write the output; the manifest knows before that it will be this run's own."""
+        files = _output_files(self.plan.settings)
+        self.run_dir.note(
+            writing={"since_ns": time.time_ns(), "before": [file_mark(path) for path in files]}
+        )
+        write_output(self.plan, self.run_dir.objects, regions, coverage, self.may_replace)
+        self.run_dir.note(outputs=self._output_marks(), writing=None)
+
+    def _write_manifest(self, result: RunResult, summaries: list[PartSummary], ran: float) -> None:
+        """Write all that is known, and that the run is finished."""
+        self.run_dir.note(
+            **about_run(self.plan),
+            **about_supertiles(self.plan, summaries),
+            state="finished",
+            objects=result.n_objects,
+            seconds={
+                "total": round(result.seconds, 2),
+                "supertiles": round(ran - self.begun, 2),
+                **worker_seconds(summaries),
+            },
+            peak_mb=result.peak_mb,
+            peak_mb_by_stage=self.peaks,
+            seams=result.seams.to_dict(),
+            notes=list(result.notes),
+            reason=None,
+        )
+
+    def _shard_result(self, work: SupertileRun) -> RunResult:
+        return RunResult(
+            n_objects=0,
+            objects_file=io.BytesIO(),
+            regions=None,
+            coverage=coverage_table(self.plan, work.summaries),
+            output=None,
+            run_dir=_run_dir(self.plan.settings),
+            seconds=time.perf_counter() - self.begun,
+            supertiles=dict(Counter(s.status for s in work.summaries)),
+            saturated=sum(len(s.saturated) for s in work.summaries),
+            seams=seams_of(self.plan, work.seams),
+            peak_mb=round(max(self.peaks.values()), 1),
+            tiles_failed=_tiles_failed(work.summaries),
+            shard=self.plan.settings.shard,
+        )
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell how the run ended: in the events, the manifest, and to the user's command."""
+        state, code = "failed", 1
+        try:
+            yield
+            code = 0 if self.result is None else self.result.exit_code
+            state = "finished"
+        except StoppedError as error:
+            state, code = "stopped", error.exit_code
+            self._tell_end(state, error)
+            raise
+        except GeosegError as error:
+            code = error.exit_code
+            self._tell_end(state, error)
+            raise
+        except BaseException as error:
+            self._tell_end(state, error)
+            raise
+        else:
+            objects = 0 if self.result is None else self.result.n_objects
+            self.events.add(
+                state, objects=objects, exit_code=code,
+                seconds=round(time.perf_counter() - self.begun, 2),
+            )  # fmt: skip
+        finally:
+            self._notify(state, code)
+
+    def _tell_end(self, state: str, error: BaseException) -> None:
+        reason = redact(str(error) or type(error).__name__)
+        self.events.add(state, reason=reason)
+        if self.plan.settings.shard is None:
+            try:
+                self.run_dir.note(state=state, reason=reason)
+            except (OSError, OutputError):
+                # a full disk: the run says so itself
+                log.debug("the manifest could not be written")
+
+    def _notify(self, state: str, code: int) -> None:
+        command = self.plan.settings.notify
+        if command is None:
+            return
+        problem = notify(
+            command,
+            state=state,
+            run_dir=_run_dir(self.plan.settings) or "",
+            objects=0 if self.result is None else self.result.n_objects,
+            exit_code=code,
+        )
+        if problem:
+            log.warning("--notify %s: %s", command, problem)
+
+
+def _tiles_failed(summaries: list[PartSummary]) -> int:
+    return sum(len(s.tiles_failed) for s in summaries)
 
 
 def _run_dir(settings: DetectSettings) -> Path | None:
@@ -149,91 +371,124 @@ def _run_dir(settings: DetectSettings) -> Path | None:
     return settings.output.with_name(f"{settings.output.stem}.geoseg-run")
 
 
-def _workers(plan: RunPlan) -> tuple[int, int]:
-    """Return processes, and CPU threads for each."""
-    cores = physical_cores()
-    wanted = plan.settings.workers
-    if wanted is None:
-        # on a GPU one process feeds it; more would only share its memory
-        wanted = 1 if _on_gpu(plan) else cores
-    workers = max(1, min(wanted, plan.n_supertiles))
-    return workers, max(1, cores // workers)
+def _output_files(settings: DetectSettings) -> list[Path]:
+    """Return the files that a run writes for the user."""
+    if settings.output is None:
+        return []
+    output = settings.output.expanduser().absolute()
+    if settings.regions is None or output.suffix.lower() == ".gpkg":
+        return [output]
+    return [output, counts_path(output)]
 
 
-def _on_gpu(plan: RunPlan) -> bool:
-    if plan.detector.model is None or plan.settings.device == "cpu":
+def _own_output(settings: DetectSettings) -> bool:
+    """Tell whether the run directory knows all existing outputs as its own, unchanged.
+
+    Raises
+    ------
+    OutputError
+        If it wrote one that was changed since.
+    """
+    files = [path for path in _output_files(settings) if path.exists()]
+    path = _run_dir(settings)
+    if not files or path is None or settings.overwrite:
         return False
+    if settings.shard is not None:
+        # it writes no output: there is nothing to replace
+        return True
+    manifest = RunDirectory(path).read_manifest() or {}
+    noted = {m["name"]: m for m in (manifest.get("outputs") or {}).get("files", []) if m}
+    writing = manifest.get("writing")
+    for file in files:
+        mark = file_mark(file)
+        if mark == noted.get(file.name) or (writing and _written_since(mark, writing)):
+            continue
+        if file.name in noted:
+            raise OutputError(
+                f"output {file} exists and was changed since this run wrote it; give --overwrite "
+                "to replace it, or another name"
+            )
+        return False
+    return True
+
+
+def _written_since(mark: dict[str, Any] | None, writing: dict[str, Any]) -> bool:
+    """Tell whether a file came while a run that was then killed wrote its output."""
+    if mark is None or mark in writing["before"]:
+        return False
+    return bool(mark["mtime_ns"] >= writing["since_ns"])
+
+
+def _objects_key(plan: RunPlan, summaries: list[PartSummary]) -> str:
+    """Return a hash of all that decides the objects: parts, and how they are joined."""
+    settings = plain_settings(plan.settings)
+    joins = {k: v for k, v in settings.items() if k not in (*HOW_ONLY, "output", "regions")}
+    left_out = [
+        (s.image, s.index, s.status, s.tiles_failed)
+        for s in summaries
+        if s.status == "failed" or s.tiles_failed
+    ]
+    return digest(plan.key, joins, left_out, plan.crs.to_wkt(), list(plan.classes))
+
+
+def _output_key(plan: RunPlan) -> str:
+    """Return a hash of what decides the output beside the objects."""
+    regions = plan.settings.regions
+    return digest(
+        [str(path) for path in _output_files(plan.settings)],
+        None if regions is None else file_mark(regions),
+    )
+
+
+def _workers(
+    plan: RunPlan, run_dir: RunDirectory
+) -> tuple[int, int, tuple[str, ...], Joining | None]:
+    """Return processes, CPU threads for each, GPUs for them, or the cluster to join."""
+    settings = plan.settings
+    if settings.scheduler is not None:
+        images = [str(Path(i.info.path).absolute()) for i in plan.images]
+        model = plan.detector.model
+        terms = terms_of(
+            None if model is None else str(Path(model).absolute()),
+            images,
+            write_token(run_dir.path),
+        )
+        resources = parse_resources(settings.resource)
+        joining = Joining(settings.scheduler, settings.insecure_cluster, terms, resources)
+        return 1, 0, (), joining
+    cores = physical_cores()
+    gpus = _gpus(plan)
+    # a GPU is fed by one process; more would only share its memory
+    wanted = settings.workers or len(gpus) or cores
+    workers = max(1, min(wanted, plan.n_supertiles))
+    # a single process needs nobody to deal out the only GPU
+    dealt = gpus if workers > 1 else ()
+    return workers, max(1, cores // workers), dealt, None
+
+
+def _gpus(plan: RunPlan) -> tuple[str, ...]:
+    """Return the GPUs for a model of ours, as CUDA_VISIBLE_DEVICES names them."""
+    if plan.detector.model is None or plan.settings.device == "cpu":
+        return ()
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return ()
+    count = torch.cuda.device_count()
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    names = [name for name in visible if name]
+    return tuple(names[:count]) if names else tuple(str(i) for i in range(count))
 
 
-def _tasks(plan: RunPlan, run_dir: RunDirectory, threads: int) -> Iterator[SupertileTask]:
-    detector = DetectorSpec(**(_fields(plan.detector) | {"threads": threads}))
-    for number, image in enumerate(plan.images):
-        rows, cols = image.tiles.supertile_shape
-        for index in ((r, c) for r in range(rows) for c in range(cols)):
-            yield SupertileTask(
-                image=number,
-                info=image.info,
-                grid=image.grid,
-                tiles=image.tiles,
-                index=index,
-                bands=image.bands,
-                detector=detector,
-                aoi_wkb=None if image.aoi is None else image.aoi.wkb,
-                class_agnostic=plan.settings.class_agnostic,
-                path=run_dir.part(part_key(plan, number, index)),
-            )
-
-
-def _fields(spec: DetectorSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in spec.__slots__}
-
-
-def _run_supertiles(
-    plan: RunPlan,
-    run_dir: RunDirectory,
-    workers: Workers,
-    threads: int,
-    progress: Progress | None,
-) -> tuple[list[PartSummary], SeamCounts]:
-    """Run all supertiles; a failed one becomes a summary with its reason."""
-    # what a name stands for may have changed since an earlier run in this process
-    forget_detectors()
-    log.info(
-        "%d supertiles, %d worker(s) of %d thread(s)", plan.n_supertiles, workers.count, threads
-    )
-    summaries: list[PartSummary] = []
-    nothing = seams = SeamCounts.empty()
-    found = 0
-    for task, outcome in workers.run(run_supertile, _tasks(plan, run_dir, threads)):
-        if isinstance(outcome, Exception):
-            if isinstance(outcome, ModelError):
-                # weights that do not load will not load for the next supertile either
-                raise outcome
-            name = Path(task.info.path).name
-            log.error("%s, supertile %s failed: %s", name, task.index, outcome)
-            n_tiles = len(task.tiles.supertile(*task.index).tiles)
-            blank = PartSummary(task.image, task.index, "failed", tiles=n_tiles)
-            summaries.append(failed(blank, str(outcome) or type(outcome).__name__))
-        else:
-            # a hundred thousand records of seams are more than their sum
-            seams += outcome.seams
-            summaries.append(replace(outcome, seams=nothing))
-            found += outcome.fragments
-        if progress is not None:
-            progress(len(summaries), plan.n_supertiles, found)
-    return sorted(summaries, key=lambda s: (s.image, s.index)), seams
-
-
-def _write(
+def write_output(
     plan: RunPlan,
     objects: Path,
     regions: gpd.GeoDataFrame | None,
     coverage: gpd.GeoDataFrame,
+    overwrite: bool,
 ) -> None:
-    output, overwrite = plan.settings.output, plan.settings.overwrite
+    """Write the user's file: all layers in a GeoPackage, else objects, and regions beside."""
+    output = plan.settings.output
     if output is None:
         return
     if output.suffix.lower() != ".gpkg":
@@ -252,97 +507,3 @@ def _write(
         "images": ", ".join(Path(i.info.path).name for i in plan.images),
     }
     write_objects(output, objects, others, overwrite=overwrite, metadata=metadata)
-
-
-def _notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
-    notes = []
-    if saturated := sum(len(s.saturated) for s in summaries):
-        notes.append(f"{saturated} tile(s) reached the detector's cap and were run in quarters")
-    if capped := sum(s.capped for s in summaries):
-        notes.append(
-            f"{capped} quarter(s) of tiles reached the detector's cap even so and may lack "
-            "objects; the coverage layer says where, a smaller --tile-size may help"
-        )
-    if plan.about_model.get("boxes_only"):
-        notes.append("the model finds boxes only: each object is its box")
-    if len({i.info.crs_wkt for i in plan.images}) > 1:
-        notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
-    notes += [
-        f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel and was enlarged to "
-        f"{image.grid.gsd_m:.3g} m for the model: expect worse results"
-        for image in plan.images
-        if image.info.gsd_m > 2 * image.grid.gsd_m
-    ]
-    if n_objects == 0:
-        run = sum(s.tiles_run for s in summaries)
-        notes.append(
-            f"no objects: {run} tile(s) hold pixels inside the AOI and none has a detection with "
-            f"a score of {plan.detector.min_score} or more"
-        )
-    return tuple(notes)
-
-
-def _plain(settings: DetectSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if value is not None}
-
-
-def _saturated_places(plan: RunPlan, summaries: Sequence[PartSummary]) -> list[dict[str, Any]]:
-    """Return where tiles reached a cap of the detector: image, tile, and its window in grid px."""
-    places = []
-    for s in summaries:
-        image = plan.images[s.image]
-        for row, col in s.saturated:
-            window = image.tiles.tile(row, col).window
-            places.append(
-                {
-                    "image": Path(image.info.path).name,
-                    "tile": [row, col],
-                    "window": [int(v) for v in window.flatten()],
-                }
-            )
-    return places
-
-
-def _manifest(
-    plan: RunPlan, result: RunResult, summaries: Sequence[PartSummary], run_seconds: float
-) -> dict[str, Any]:
-    stages: Counter[str] = Counter()
-    for summary in summaries:
-        stages.update(summary.seconds)
-    packages = ("torch", "torchvision", "rasterio", "shapely", "geopandas", "pyogrio", "dask")
-    return {
-        "key": plan.key,
-        "state": "finished",
-        "settings": _plain(plan.settings),
-        "geoseg": geoseg.__version__,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "model": plan.about_model,
-        "images": [
-            {
-                "name": Path(i.info.path).name,
-                "fingerprint": i.info.fingerprint,
-                "gsd_m": i.info.gsd_m,
-                "working_gsd_m": i.grid.gsd_m,
-                "grid_px": [i.grid.height, i.grid.width],
-                "grid_transform": list(i.grid.transform)[:6],
-                "crs": i.info.crs_wkt,
-                "tiles": i.tiles.n_tiles,
-                "tile_size": i.tiles.tile_size,
-                "overlap": i.tiles.overlap,
-            }
-            for i in plan.images
-        ],
-        "objects": result.n_objects,
-        "supertiles": result.supertiles,
-        "saturated_tiles": result.saturated,
-        "saturated_places": _saturated_places(plan, summaries),
-        "seconds": {
-            "total": round(result.seconds, 2),
-            "supertiles": round(run_seconds, 2),
-            **{f"worker_{name}": round(value, 2) for name, value in stages.items()},
-        },
-        "peak_mb": result.peak_mb,
-        "seams": result.seams.to_dict(),
-        "notes": list(result.notes),
-    }

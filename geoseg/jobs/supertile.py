@@ -25,11 +25,11 @@ from geoseg.errors import TileError
 from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
-from geoseg.jobs.parts import Part, PartSummary, read_summary, tiles_around, write_part
+from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch_counted
 from geoseg.objects.vectorize import vectorize
-from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Supertile, Tile
+from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Tile
 
 COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
@@ -50,7 +50,7 @@ class DetectorSpec:
     min_score: float
     """Detections below are left out."""
     threads: int
-    """CPU threads of the process."""
+    """CPU threads of the process; 0: as the worker's owner set it."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -63,10 +63,12 @@ def _load(spec: DetectorSpec) -> Detector:
         return load_detector(spec.factory)
     import torch
 
+    from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
 
-    torch.set_num_threads(spec.threads)
-    return load_model(str(spec.model), device=spec.device, min_score=spec.min_score)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    return load_model(model_here(str(spec.model)), device=spec.device, min_score=spec.min_score)
 
 
 def forget_detectors() -> None:
@@ -94,69 +96,115 @@ class SupertileTask:
 
 
 def run_supertile(task: SupertileTask) -> PartSummary:
-    """Run one supertile, unless its part exists.
+    """Run one supertile, unless its part is finished.
 
     Raises
     ------
     TileError
         If reading fails or the detector breaks its protocol; the message names the place.
     """
-    if task.path.is_file():
-        return read_summary(task.path)
+    if (summary := finished_part(task.path)) is not None:
+        return summary
     supertile = task.tiles.supertile(*task.index)
     clock: dict[str, float] = {}
-    aoi = None if task.aoi_wkb is None else shapely.from_wkb(task.aoi_wkb)
-    wanted = _tiles_in(supertile.tiles, aoi)
-    n_run = 0
-    found = _Found()
-    imaged = ""
+    wanted = tiles_wanted(task, supertile.tiles)
+    seen = Seen()
     if wanted:
-        with _timed(clock, "read"):
+        with timed(clock, "read"):
             image = read_supertile(task.info, task.grid, supertile, task.bands)
-            imaged = _imaged_area(image.valid, supertile).wkt
+            seen.imaged = imaged_area(image.valid, supertile.core, supertile.window).wkt
         batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
         del image
-        seen: BoolArray = np.asarray(batch.valid.any(axis=(1, 2)))
-        shown = [
-            (tile, batch.pixels[i], batch.valid[i]) for i, tile in enumerate(wanted) if seen[i]
-        ]
-        n_run = len(shown)
-        found = _detect(task, shown, clock)
-    fragments = Fragments.concatenate(found.fragments)
-    with _timed(clock, "stitch"):
+        look(
+            task, [(t, batch.pixels[i], batch.valid[i]) for i, t in enumerate(wanted)], seen, clock
+        )
+    return publish_part(task, seen, len(wanted), clock)
+
+
+def publish_part(
+    task: SupertileTask,
+    seen: Seen,
+    n_wanted: int,
+    clock: dict[str, float],
+    lost: Sequence[tuple[int, int, str]] = (),
+) -> PartSummary:
+    """Stitch what was seen of a supertile and write its part.
+
+    Parameters
+    ----------
+    task : SupertileTask
+        The supertile.
+    seen : Seen
+        What its tiles show.
+    n_wanted : int
+        Tiles inside the AOI.
+    clock : dict
+        Seconds by stage so far; grows.
+    lost : sequence of (row, col, why)
+        Tiles left out.
+
+    Returns
+    -------
+    PartSummary
+        Also in the part. Where every tile that had something to show is lost the supertile is
+        'failed' and gets no part.
+    """
+    fragments = Fragments.concatenate(seen.fragments)
+    with timed(clock, "stitch"):
         row, col = task.index
         foreign = task.tiles.foreign_ground(range(row, row + 1), range(col, col + 1))
         agnostic = task.class_agnostic
-        settled = split_settled(fragments, found.tiles, foreign, class_agnostic=agnostic)
+        settled = split_settled(fragments, seen.tiles, foreign, class_agnostic=agnostic)
         objects, seams = stitch_counted(
-            fragments.take(settled), found.tiles, class_agnostic=agnostic
+            fragments.take(settled), seen.tiles, class_agnostic=agnostic
         )
-        waiting, tiles = tiles_around(fragments.take(~settled), found.tiles)
-    status = "outside" if not wanted else "nodata" if n_run == 0 else "done"
-    if status == "done" and len(fragments) == 0:
-        status = "empty"
+        waiting, tiles = tiles_around(fragments.take(~settled), seen.tiles)
+    n_tiles = len(task.tiles.supertile(*task.index).tiles)
     summary = PartSummary(
         image=task.image,
         index=task.index,
-        status=status,
-        tiles=len(supertile.tiles),
-        tiles_run=n_run,
-        saturated=tuple(sorted(found.saturated)),
-        capped=found.capped,
+        status=_status(n_wanted, seen, len(fragments), bool(lost)),
+        tiles=n_tiles,
+        tiles_run=seen.n_run,
+        saturated=tuple(sorted(seen.saturated)),
+        capped=seen.capped,
         objects=len(objects),
         fragments=len(fragments),
         seconds={name: round(seconds, 3) for name, seconds in clock.items()},
-        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        imaged=imaged,
+        peak_mb=peak_mb(),
+        imaged=seen.imaged,
+        reason=_reason(lost, n_tiles),
         seams=seams,
+        tiles_failed=tuple(lost),
     )
-    write_part(task.path, Part(summary, objects, waiting, tiles))
+    if summary.status != "failed":
+        write_part(task.path, Part(summary, objects, waiting, tiles))
     return summary
 
 
+def _status(n_wanted: int, seen: Seen, n_fragments: int, some_lost: bool) -> str:
+    if n_wanted == 0:
+        return "outside"
+    if seen.n_run == 0:
+        return "failed" if some_lost else "nodata"
+    return "done" if n_fragments else "empty"
+
+
+def _reason(lost: Sequence[tuple[int, int, str]], n_tiles: int) -> str:
+    if not lost:
+        return ""
+    row, col, why = lost[0]
+    return f"{len(lost)} of {n_tiles} tiles failed; tile ({row}, {col}): {why}"
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
 @dataclass(slots=True)
-class _Found:
-    """What the detector found in a supertile; grows tile by tile."""
+class Seen:
+    """What the detector found in a supertile, or in a tile of it; grows."""
 
     tiles: list[Tile] = field(default_factory=list)
     """Tiles, or their quarters, that the fragments refer to."""
@@ -165,19 +213,28 @@ class _Found:
     """Tiles that reached a cap of the detector and were looked at again in quarters."""
     capped: int = 0
     """Smallest quarters that reached the cap even so."""
+    n_run: int = 0
+    """Tiles that the detector saw."""
+    imaged: str = ""
+    """WKT of the valid area inside the core, grid px."""
 
 
-def _detect(
-    task: SupertileTask, shown: Sequence[tuple[Tile, Any, BoolArray]], clock: dict[str, float]
-) -> _Found:
+def look(
+    task: SupertileTask,
+    tiles: Sequence[tuple[Tile, Any, BoolArray]],
+    seen: Seen,
+    clock: dict[str, float],
+) -> None:
     """Run the detector on tiles, with pixels and validity, and trace what it finds.
 
-    A tile in which it reaches its cap may lack objects: its quarters are looked at instead.
+    Tiles without a valid pixel are left out. A tile in which the detector reaches its cap may lack
+    objects: its quarters are looked at instead.
     """
-    found = _Found()
+    shown = [entry for entry in tiles if entry[2].any()]
+    seen.n_run += len(shown)
     if not shown:
-        return found
-    with _timed(clock, "load"):
+        return
+    with timed(clock, "load"):
         detector = task.detector.load()
     # as many tiles at once as the detector's own batch, so that memory stays flat
     step = int(getattr(detector, "batch", 4))
@@ -186,19 +243,18 @@ def _detect(
         batch = [queue.popleft()]
         while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
             batch.append(queue.popleft())
-        with _timed(clock, "detect"):
+        with timed(clock, "detect"):
             pixels = np.stack([pixels for _, pixels, _ in batch])
             results = _call(detector, pixels, [tile for tile, _, _ in batch])
         for (tile, pixels, valid), instances in zip(batch, results, strict=True):
             if instances.saturated:
-                found.saturated.add(tile.index)
+                seen.saturated.add(tile.index)
                 if again := quarters(tile, task.tiles.overlap):
                     queue.extend(_cut(tile, pixels, valid, again))
                     continue
-                found.capped += 1
-            with _timed(clock, "vectorize"):
-                _trace(task, found, tile, valid, instances)
-    return found
+                seen.capped += 1
+            with timed(clock, "vectorize"):
+                _trace(task, seen, tile, valid, instances)
 
 
 def _cut(
@@ -216,7 +272,7 @@ def _cut(
 
 
 def _trace(
-    task: SupertileTask, found: _Found, tile: Tile, valid: BoolArray, instances: Instances
+    task: SupertileTask, found: Seen, tile: Tile, valid: BoolArray, instances: Instances
 ) -> None:
     """Add the outlines of one tile's instances."""
     kept = _above(instances, task.detector.min_score)
@@ -265,10 +321,11 @@ def _above(instances: Instances, min_score: float) -> Instances:
     )
 
 
-def _tiles_in(tiles: Sequence[Tile], aoi: shapely.Geometry | None) -> list[Tile]:
+def tiles_wanted(task: SupertileTask, tiles: Sequence[Tile]) -> list[Tile]:
     """Return the tiles whose windows meet the area of interest."""
-    if aoi is None:
+    if task.aoi_wkb is None:
         return list(tiles)
+    aoi = shapely.from_wkb(task.aoi_wkb)
     shapely.prepare(aoi)
     return [tile for tile in tiles if shapely.intersects(aoi, _box(tile.window))]
 
@@ -278,9 +335,8 @@ def _box(window: Window) -> shapely.Polygon:
     return shapely.box(left, top, left + window.width, top + window.height)
 
 
-def _imaged_area(valid: BoolArray, supertile: Supertile) -> shapely.Geometry:
-    """Trace where the core has pixels, on cells of `COARSE_PX`, grid px."""
-    core, window = supertile.core, supertile.window
+def imaged_area(valid: BoolArray, core: Window, window: Window) -> shapely.Geometry:
+    """Trace where the core of a window has pixels, on cells of `COARSE_PX`, grid px."""
     top, left = int(core.row_off - window.row_off), int(core.col_off - window.col_off)
     inside = valid[top : top + int(core.height), left : left + int(core.width)]
     if inside.all():
@@ -297,7 +353,8 @@ def _imaged_area(valid: BoolArray, supertile: Supertile) -> shapely.Geometry:
 
 
 @contextmanager
-def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
+def timed(clock: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds of a block to its stage."""
     begun = time.perf_counter()
     try:
         yield

@@ -1,0 +1,101 @@
+"""What happened when: one JSON line per event in the run directory, for machines and mornings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+NOTIFY_TIMEOUT_S = 60.0
+"""A notification may take this long; it must not hold up the end of the run."""
+
+_FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"]+[\\/])+")
+_QUERY = re.compile(r"(\b\w+://[^\s?'\"]*)\?[^\s'\"]*")
+_LOGIN = re.compile(r"(\b\w+://)[^\s/@'\"]+@")
+
+
+def redact(text: str) -> str:
+    """Leave of paths the file's name, and of addresses no login and no query.
+
+    Examples
+    --------
+    >>> redact("cannot read /home/ann/flight 3.tif, rows 1-9")
+    'cannot read flight 3.tif, rows 1-9'
+    >>> redact("https://me:secret@host/x.tif?sig=abc failed")
+    'https://host/x.tif failed'
+    """
+    return _FOLDERS.sub("", _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text)))
+
+
+class Events:
+    """Appends events to a file; what cannot be written stops no run.
+
+    Parameters
+    ----------
+    path : Path, optional
+        None: events go nowhere.
+    **always
+        Fields of every event.
+    """
+
+    def __init__(self, path: Path | None = None, **always: Any) -> None:
+        self._path = path
+        self._always = always
+
+    def add(self, event: str, **fields: Any) -> None:
+        """Add one event, with the time (UTC) and this process's id."""
+        if self._path is None:
+            return
+        plain = {k: redact(v) if isinstance(v, str) else v for k, v in fields.items()}
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+        text = json.dumps(line | self._always | plain, default=str) + "\n"
+        try:
+            # one write of one line: shards share the file
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+        except OSError:
+            # a full disk is told by what needs it
+            return
+
+
+def notify(command: str, **about: Any) -> str:
+    """Run the user's command at the end of a run.
+
+    Parameters
+    ----------
+    command : str
+        Split as a shell would, but no shell runs it.
+    **about
+        Become environment variables: ``state`` is ``GEOSEG_STATE``.
+
+    Returns
+    -------
+    str
+        Why it failed; empty if it did not.
+    """
+    values = {f"GEOSEG_{name.upper()}": str(value) for name, value in about.items()}
+    try:
+        done = subprocess.run(  # noqa: S603  # the user's own command
+            shlex.split(command),
+            env=os.environ | values,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=NOTIFY_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"it ended with exit code {done.returncode}" + (f": {said[-1]}" if said else "")

@@ -1,0 +1,137 @@
+"""What a run tells about itself: notes for people, the manifest for machines."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import geoseg
+from geoseg.config import DetectSettings
+from geoseg.jobs.events import redact
+from geoseg.jobs.parts import PartSummary
+from geoseg.jobs.plan import RunPlan
+
+HOW_ONLY = (
+    "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
+    "insecure_cluster", "resource", "shard", "notify", "run_dir",
+)  # fmt: skip
+"""Settings that decide how a run is done, not what comes out."""
+
+
+def plain_settings(settings: DetectSettings) -> dict[str, Any]:
+    """Return what was set, ready for JSON; of paths the file names."""
+    out: dict[str, Any] = {}
+    for name, value in asdict(settings).items():
+        if value is None:
+            continue
+        if isinstance(value, Path):
+            out[name] = value.name
+        elif name == "images":
+            out[name] = [redact(image) for image in value]
+        else:
+            out[name] = redact(value) if isinstance(value, str) else value
+    return out
+
+
+def run_notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
+    """Return what the user should know about a run."""
+    notes = []
+    if saturated := sum(len(s.saturated) for s in summaries):
+        notes.append(f"{saturated} tile(s) reached the detector's cap and were run in quarters")
+    if capped := sum(s.capped for s in summaries):
+        notes.append(
+            f"{capped} quarter(s) of tiles reached the detector's cap even so and may lack "
+            "objects; the coverage layer says where, a smaller --tile-size may help"
+        )
+    if plan.about_model.get("boxes_only"):
+        notes.append("the model finds boxes only: each object is its box")
+    if len({i.info.crs_wkt for i in plan.images}) > 1:
+        notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
+    notes += [
+        f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel and was enlarged to "
+        f"{image.grid.gsd_m:.3g} m for the model: expect worse results"
+        for image in plan.images
+        if image.info.gsd_m > 2 * image.grid.gsd_m
+    ]
+    if n_objects == 0:
+        run = sum(s.tiles_run for s in summaries)
+        notes.append(
+            f"no objects: {run} tile(s) hold pixels inside the AOI and none has a detection with "
+            f"a score of {plan.detector.min_score} or more"
+        )
+    return tuple(notes)
+
+
+def about_run(plan: RunPlan) -> dict[str, Any]:
+    """Return what a run is made of: versions, model, images and their grids."""
+    packages = ("torch", "torchvision", "rasterio", "shapely", "geopandas", "pyogrio", "dask")
+    return {
+        "key": plan.key,
+        "settings": plain_settings(plan.settings),
+        "geoseg": geoseg.__version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "model": plan.about_model,
+        "images": [
+            {
+                "name": Path(i.info.path).name,
+                "fingerprint": i.info.fingerprint,
+                "gsd_m": i.info.gsd_m,
+                "working_gsd_m": i.grid.gsd_m,
+                "grid_px": [i.grid.height, i.grid.width],
+                "grid_transform": list(i.grid.transform)[:6],
+                "crs": i.info.crs_wkt,
+                "tiles": i.tiles.n_tiles,
+                "tile_size": i.tiles.tile_size,
+                "overlap": i.tiles.overlap,
+            }
+            for i in plan.images
+        ],
+    }
+
+
+def about_supertiles(plan: RunPlan, summaries: Sequence[PartSummary]) -> dict[str, Any]:
+    """Return what became of the supertiles and of tiles in them."""
+    return {
+        "supertiles": dict(Counter(s.status for s in summaries)),
+        "failed_tiles": [
+            {"image": _name(plan, s), "tile": [row, col], "reason": reason}
+            for s in summaries
+            for row, col, reason in s.tiles_failed
+        ],
+        "saturated_tiles": sum(len(s.saturated) for s in summaries),
+        "saturated_places": _saturated_places(plan, summaries),
+    }
+
+
+def worker_seconds(summaries: Sequence[PartSummary]) -> dict[str, float]:
+    """Return the seconds that workers spent, by stage."""
+    stages: Counter[str] = Counter()
+    for summary in summaries:
+        stages.update(summary.seconds)
+    return {f"worker_{name}": round(value, 2) for name, value in stages.items()}
+
+
+def _name(plan: RunPlan, summary: PartSummary) -> str:
+    return Path(plan.images[summary.image].info.path).name
+
+
+def _saturated_places(plan: RunPlan, summaries: Sequence[PartSummary]) -> list[dict[str, Any]]:
+    """Return where tiles reached a cap of the detector: image, tile, and its window in grid px."""
+    places = []
+    for s in summaries:
+        for row, col in s.saturated:
+            window = plan.images[s.image].tiles.tile(row, col).window
+            places.append(
+                {
+                    "image": _name(plan, s),
+                    "tile": [row, col],
+                    "window": [int(v) for v in window.flatten()],
+                }
+            )
+    return places
