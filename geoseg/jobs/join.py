@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import resource
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from geoseg.errors import OutputError
 from geoseg.imagery.georef import geodesic_area_perimeter, polygons_to_crs, reproject_polygons
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs.executor import Workers
+from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, read_part, tiles_around, write_part
 from geoseg.objects.seams import SeamCounts, count_duplicates, in_bands
 from geoseg.objects.shape import (
@@ -157,8 +157,7 @@ def run_join(task: JoinTask) -> JoinSummary:
     left_open = len(left.settled) + len(left.waiting) > 0
     if left_open:
         write_part(task.left_open, left, durable=False)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return JoinSummary(squares, len(table), left_open, seams + duplicates, round(peak_mb, 1))
+    return JoinSummary(squares, len(table), left_open, seams + duplicates, peak_mb())
 
 
 def _together(parts: Sequence[Part]) -> tuple[Fragments, tuple[Tile, ...]]:

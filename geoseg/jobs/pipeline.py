@@ -40,12 +40,12 @@ from geoseg.jobs.manifest import (
     run_notes,
     worker_seconds,
 )
+from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan, counts_path, plan_run
 from geoseg.jobs.probe import terms_of
 from geoseg.jobs.progress import Progress
 from geoseg.jobs.stop import Stop, stop_time
-from geoseg.jobs.supertile import peak_mb
 from geoseg.objects.seams import SeamCounts, SeamReport
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 

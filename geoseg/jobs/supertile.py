@@ -5,7 +5,6 @@ A pure function of its record, apart from the part that it writes; the same unde
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from geoseg.errors import TileError
 from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
+from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch_counted
@@ -195,11 +195,6 @@ def _reason(lost: Sequence[tuple[int, int, str]], n_tiles: int) -> str:
         return ""
     row, col, why = lost[0]
     return f"{len(lost)} of {n_tiles} tiles failed; tile ({row}, {col}): {why}"
-
-
-def peak_mb() -> float:
-    """Return the largest resident memory of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 @dataclass(slots=True)

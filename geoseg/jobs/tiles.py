@@ -13,13 +13,13 @@ import numpy as np
 import shapely
 
 from geoseg.imagery.read import read_window
+from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, read_part, write_part
 from geoseg.jobs.supertile import (
     Seen,
     SupertileTask,
     imaged_area,
     look,
-    peak_mb,
     publish_part,
     tiles_wanted,
     timed,
