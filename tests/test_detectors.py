@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import geoseg
+import geoseg.errors
 from geoseg.cli.main import main
 from geoseg.objects.vectorize import vectorize
 from geoseg.records import Instances, Tile
@@ -178,6 +179,30 @@ def test_the_python_call_with_other_parameters(make_raster):
     rule = ColouredRoofs(min_area_m2=limit + 0.01)
     objects = geoseg.detect(image, detector=rule, workers=1)
     assert len(objects) == sum(area > limit + 0.01 for area in areas)
+
+
+class Boxes(ColouredRoofs):
+    """Knows no masks: says so as docs/detectors.md does, and gives logits where told to."""
+
+    def __init__(self, factor: float = 1.0):
+        super().__init__()
+        self.factor = factor
+
+    def __call__(self, tiles):
+        return [
+            Instances(
+                f.boxes, f.scores * self.factor, f.labels, np.ones((len(f), 28, 28), np.float32)
+            )
+            for f in super().__call__(tiles)
+        ]
+
+
+def test_a_detector_without_masks_gives_boxes(make_raster):
+    image = make_raster(pixels=paint(RECTANGLES), transform=map_of(0.13))
+    objects = geoseg.detect(image, detector=Boxes(), tile_size=128, overlap=48, workers=1)
+    check_rectangles(objects, 0.13, off=0.01, iou=0.999)
+    with pytest.raises(geoseg.errors.TileError, match=r"raised TileError.*leaves \[0, 1\]"):
+        geoseg.detect(image, detector=Boxes(factor=7), workers=1)
 
 
 # --- YOLO: decoding, without any model -------------------------------------------------------
