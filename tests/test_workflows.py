@@ -33,4 +33,6 @@ def test_overnight(tmp_path, capsys):
     assert {"objects", "regions", "coverage"} <= layers
     assert "overnight.gpkg" in capsys.readouterr().out
     # a second run does not touch what is there
-    assert main(["run", str(job)]) == 2
+    before = (tmp_path / "demo/overnight.gpkg").stat().st_mtime_ns
+    assert main(["run", str(job)]) == 0
+    assert (tmp_path / "demo/overnight.gpkg").stat().st_mtime_ns == before

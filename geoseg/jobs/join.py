@@ -27,7 +27,7 @@ import pyarrow as pa
 import shapely
 from affine import Affine
 
-from geoseg.errors import OutputError
+from geoseg.errors import OutputError, WorkerLostError
 from geoseg.imagery.georef import geodesic_area_perimeter, polygons_to_crs, reproject_polygons
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs.executor import Workers
@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 BLOCK_PX = 4096
 """Side of the squares in the order of which objects are written, grid px: what is near on the
 ground is near in the file, and a writer holds the objects of one square."""
+
+TRIES = 5
+"""How often a join whose workers died is run alone before the run is given up, resumable."""
 
 _KEYS = ("y", "x", "label", "area")
 """Objects of a square are sorted as one reads; class and size decide on one spot, then the uid."""
@@ -298,7 +301,7 @@ def join_parts(
         ]
         log.info("joining level %d: %d block(s)", level, len(tasks))
         inputs = {}
-        for task, outcome in workers.run(run_join, tasks):
+        for task, outcome in _run_level(tasks, workers):
             if isinstance(outcome, Exception):
                 raise OutputError(
                     f"{task.image.name}: joining block {task.index} of level {level} failed: "
@@ -313,6 +316,25 @@ def join_parts(
                 place = task.image.number, (task.index[0] // 2, task.index[1] // 2)
                 inputs[place] = tuple(sorted((*inputs.get(place, ()), task.left_open)))
     return done
+
+
+def _run_level(
+    tasks: Sequence[JoinTask], workers: Workers
+) -> Iterator[tuple[JoinTask, JoinSummary | Exception]]:
+    """Run the joins of a level; those whose workers died again, alone, a few times."""
+    lost: list[JoinTask] = []
+    for task, outcome in workers.run(run_join, tasks):
+        if isinstance(outcome, WorkerLostError):
+            lost.append(task)
+        else:
+            yield task, outcome
+    for task in lost:
+        # whatever killed a worker, a join is small and innocent: only the last try is to blame
+        for attempt in range(TRIES):
+            (_, outcome), *_ = workers.run(run_join, [task], alone=True)
+            if not isinstance(outcome, WorkerLostError) or attempt == TRIES - 1:
+                yield task, outcome
+                break
 
 
 def finished_objects(done: Joined) -> Iterator[pa.Table]:
