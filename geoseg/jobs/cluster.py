@@ -228,7 +228,11 @@ def _handed_down(dask_config: str) -> dict[str, str]:
     Dask's settings; the folders that this process imports from, so that a detector that lies
     beside the user's script is found; and whom to live with.
     """
+    # a server that is ended on a busy machine leaves semaphores that Python clears away, aloud
+    quiet = "ignore:resource_tracker:UserWarning"
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
     return os.environ | {
+        "PYTHONWARNINGS": warnings,
         "DASK_INTERNAL_INHERIT_CONFIG": dask_config,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109
         lifeline.DRIVER_PID: str(os.getpid()),
