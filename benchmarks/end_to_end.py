@@ -34,7 +34,7 @@ from geoseg.objects.seams import SeamCounts
 from geoseg.objects.shape import ShapeSettings
 from geoseg.outputs.tables import ObjectsWriter, write_objects
 
-OBJECTS_PER_TILE = 89
+OBJECTS_PER_TILE = 93
 WORKERS = 2
 CRS = pyproj.CRS.from_epsg(32645)
 
