@@ -12,7 +12,7 @@ import psutil
 from common import machine, table, write
 
 from geoseg.config import DetectSettings
-from geoseg.jobs.executor import physical_cores
+from geoseg.jobs.capacity import physical_cores
 from geoseg.jobs.pipeline import run_detect
 from geoseg.scenes.town import render_town
 

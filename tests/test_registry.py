@@ -213,7 +213,8 @@ def test_weights_that_do_not_fit(weights, save):
     for name in ("rpn.head.cls_logits.bias", "backbone.body.conv1.weight"):
         bad[name].view(-1)[0] = float("nan")
     with pytest.raises(
-        ModelError, match=r"conv1.weight, rpn.head.cls_logits.bias holds values that are not fin"
+        ModelError,
+        match="2 weights hold values that are not finite: backbone.body.conv1.weight, rpn.head.cls",
     ):
         load_model(save(bad), device="cpu")
 
@@ -229,18 +230,18 @@ class Payload:
 
 
 def test_files_that_are_no_weights(save, tmp_path):
-    with pytest.raises(ModelError, match=r"holds more than tensors.*save a state_dict instead"):
+    with pytest.raises(ModelError, match=r"wants to call getattr.* refused, nothing in it was run"):
         load_model(save({"model": Payload(tmp_path / "ran")}), device="cpu")
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(ModelError, match=r"holds list; expected a state_dict"):
+    with pytest.raises(ModelError, match="holds a list; expected a table of weights"):
         load_model(save([1]), device="cpu")
-    with pytest.raises(ModelError, match=r"holds no tensor under \['lr'\]"):
+    with pytest.raises(ModelError, match=r"holds what is no weight: lr \(float\)"):
         load_model(save({"lr": 0.1}), device="cpu")
     with pytest.raises(ModelError, match=r"no weights by torchvision's names"):
         load_model(save({"w": torch.zeros(1)}), device="cpu")
     broken = save({"w": torch.zeros(1)})
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(ModelError, match=r"not a readable file of torch.save|could run code"):
+    with pytest.raises(ModelError, match="not a readable torch file"):
         load_model(broken, device="cpu")
 
 

@@ -32,6 +32,7 @@ import shapely
 from geoseg import errors
 from geoseg.errors import GeosegError, TileError
 from geoseg.imagery.check import map_validity
+from geoseg.jobs.capacity import local_workers, physical_cores, usable_gpus
 from geoseg.jobs.plan import RunPlan, plan_run
 from geoseg.jobs.supertile import SupertileTask, run_supertile
 from geoseg.records import BoolArray, IntArray
@@ -198,7 +199,7 @@ def estimate_run(
     plan = plan_run(settings, detector)
     running = [_tiles_to_run(image) for image in plan.images]
     work = _Work(plan, [_per_supertile(i, r) for i, r in zip(plan.images, running, strict=True)])
-    workers, threads = _workers(plan)
+    workers, threads, _ = local_workers(plan)
     images = tuple(_image(i, r) for i, r in zip(plan.images, running, strict=True))
     if not probe or work.tiles == 0:
         estimate = Estimate(
@@ -207,7 +208,7 @@ def estimate_run(
         return replace(estimate, notes=_notes(estimate, work))
     with tempfile.TemporaryDirectory(prefix="geoseg-plan-") as scratch, _Others() as others:
         alone, crowded = _probe(work, workers, threads, Path(scratch))
-    measured = _Measured(work, alone, crowded, _on_gpu(plan))
+    measured = _Measured(work, alone, crowded, bool(usable_gpus(plan)))
     memory = _memory(
         workers,
         max(run.peak_mb for run in crowded or (alone,)),
@@ -308,32 +309,6 @@ def _image(image: ImagePlan, run: BoolArray) -> ImageEstimate:
     )
 
 
-def _workers(plan: RunPlan) -> tuple[int, int]:
-    """Return processes and the CPU threads of each, as the run will choose them."""
-    cores = _cores()
-    wanted = plan.settings.workers
-    if wanted is None:
-        wanted = 1 if _on_gpu(plan) else cores
-    workers = max(1, min(wanted, plan.n_supertiles))
-    return workers, max(1, cores // workers)
-
-
-def _cores() -> int:
-    """Return the physical cores that this process may use."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
-
-
-def _on_gpu(plan: RunPlan) -> bool:
-    if plan.detector.model is None or plan.settings.device == "cpu":
-        return False
-    from geoseg.models.inference import choose_device
-
-    return bool(choose_device(plan.settings.device).type == "cuda")
-
-
 # The probe
 
 
@@ -391,7 +366,7 @@ def _probe(
     """Time three supertiles in one process, then one in each of as many as the run will have."""
     places = work.chosen()
     log.info("timing %d supertile(s) with one worker", len(places))
-    (alone,) = _run_probes(work.plan, [places], _cores(), scratch / "alone")
+    (alone,) = _run_probes(work.plan, [places], physical_cores(), scratch / "alone")
     if workers == 1:
         return alone, ()
     log.info("timing %d supertiles at once, one in each worker", workers)
@@ -558,7 +533,7 @@ class _Measured:
 
     def times(self, workers: int, threads: int) -> tuple[TimeEstimate, ...]:
         """Return the time with one worker, and with as many as the run will have."""
-        one = self._time(self.alone.timed, 1, _cores(), self.alone.ready_s)
+        one = self._time(self.alone.timed, 1, physical_cores(), self.alone.ready_s)
         if workers == 1:
             return (one,)
         ready = max(run.ready_s for run in self.crowded) + CLUSTER_START_S

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import time
 import uuid
@@ -32,14 +31,6 @@ POLL_S = 0.25
 """How long nothing may come back before the driver looks around."""
 REMEMBERED = 20
 """Tasks whose duration tells what the next one takes."""
-
-
-def physical_cores() -> int:
-    """Return the physical cores that this process may use."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
 class Workers:

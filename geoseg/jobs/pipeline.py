@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import tempfile
 import time
 from collections import Counter
@@ -27,10 +26,11 @@ from geoseg.jobs.assemble import (
     seams_of,
     write_objects_file,
 )
+from geoseg.jobs.capacity import local_workers
 from geoseg.jobs.cluster import Joining, scheduler_address, write_token
 from geoseg.jobs.driver import SupertileRun
 from geoseg.jobs.events import EVENTS, Events, notify, redact
-from geoseg.jobs.executor import Workers, physical_cores
+from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import RunDirectory, digest, file_mark
 from geoseg.jobs.manifest import (
     HOW_ONLY,
@@ -456,28 +456,7 @@ def _workers(
         resources = parse_resources(settings.resource)
         joining = Joining(settings.scheduler, settings.insecure_cluster, terms, resources)
         return 1, 0, (), joining
-    cores = physical_cores()
-    gpus = _gpus(plan)
-    # a GPU is fed by one process; more would only share its memory
-    wanted = settings.workers or len(gpus) or cores
-    workers = max(1, min(wanted, plan.n_supertiles))
-    # a single process needs nobody to deal out the only GPU
-    dealt = gpus if workers > 1 else ()
-    return workers, max(1, cores // workers), dealt, None
-
-
-def _gpus(plan: RunPlan) -> tuple[str, ...]:
-    """Return the GPUs for a model of ours, as CUDA_VISIBLE_DEVICES names them."""
-    if plan.detector.model is None or plan.settings.device == "cpu":
-        return ()
-    import torch
-
-    if not torch.cuda.is_available():
-        return ()
-    count = torch.cuda.device_count()
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    names = [name for name in visible if name]
-    return tuple(names[:count]) if names else tuple(str(i) for i in range(count))
+    return *local_workers(plan), None
 
 
 def write_output(

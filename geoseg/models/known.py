@@ -331,41 +331,18 @@ def _recognized(path: Path, weights: Mapping[str, Tensor], outputs: int) -> Know
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running anything that the file asks for."""
-    import pickle
+    """Read a state dict, by the names that torchvision uses today."""
+    from geoseg.models.checkpoints import read_checkpoint
 
-    import torch
-
-    if not path.is_file():
-        raise ModelError(f"model file {path} does not exist; check the path")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than tensors and was not read, for reading it could run code: "
-            f"{str(error).splitlines()[0]}; save a state_dict instead"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{path} is not a readable file of torch.save: {error}") from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
-    if not isinstance(found, Mapping) or not found:
-        raise ModelError(f"{path} holds {type(found).__name__}; expected a state_dict of tensors")
-    wrong = [str(k) for k, v in found.items() if not isinstance(v, torch.Tensor)]
-    if wrong:
-        raise ModelError(f"{path} holds no tensor under {wrong[:12]}; expected a state_dict")
     return {
-        _new_name(str(name)): value
-        for name, value in found.items()
-        if not str(name).endswith("num_batches_tracked")
+        _new_name(name): value
+        for name, value in read_checkpoint(path).weights.items()
+        if not name.endswith("num_batches_tracked")
     }
 
 
 def _new_name(name: str) -> str:
     """Return today's name of a weight in torchvision, which renamed some in version 0.13."""
-    name = re.sub(r"^module\.", "", name)
     name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
     name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
     old = re.match(r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$", name)
