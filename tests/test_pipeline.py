@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import geopandas as gpd
@@ -22,6 +23,7 @@ from stubs import Bright, Capped, Stub
 from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError, SourceError, TileError
 from geoseg.jobs import sheets
+from geoseg.jobs import supertile as supertiles
 from geoseg.jobs.bands import rows_in_bands
 from geoseg.jobs.pipeline import run_detect
 from geoseg.objects.evaluate import evaluate
@@ -694,3 +696,37 @@ def test_bad_calls_from_python(image, settings, error, message):
         geoseg.detect(image, **({"workers": 1} | settings))
     with pytest.raises(ConfigError, match="no images named"):
         geoseg.detect([], detector=Stub())
+
+
+class Watched(Stub):
+    """Notes its thread, and waits with its first answer until two supertiles have been read."""
+
+    def __init__(self, read: threading.Semaphore):
+        super().__init__()
+        self.read, self.threads, self.waited = read, set(), False
+
+    def __call__(self, tiles):
+        self.threads.add(threading.get_ident())
+        if not self.waited:
+            assert all(self.read.acquire(timeout=30) for _ in range(2)), "nothing is read ahead"
+            self.waited = True
+        return super().__call__(tiles)
+
+
+def test_the_next_supertile_is_read_while_the_network_runs(image, monkeypatch):
+    read = threading.Semaphore(0)
+    plain = supertiles.read_supertile
+
+    def noted(*args):
+        found = plain(*args)
+        read.release()
+        return found
+
+    monkeypatch.setattr(supertiles, "read_supertile", noted)
+    detector = Watched(read)
+    found = run(image, detector)
+    assert detector.waited
+    # whatever runs around it, a detector is called from one thread
+    assert len(detector.threads) == 1
+    assert threading.get_ident() not in detector.threads
+    assert list(found.objects["uid"]) == list(run(image).objects["uid"])

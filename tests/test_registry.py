@@ -214,7 +214,7 @@ def test_weights_that_do_not_fit(weights, save):
         bad[name].view(-1)[0] = float("nan")
     with pytest.raises(
         ModelError,
-        match="2 weights hold values that are not finite: backbone.body.conv1.weight, rpn.head.cls",
+        match=r"2 weights hold values that are not finite: backbone.body.conv1.weight, rpn.head.cls",
     ):
         load_model(save(bad), device="cpu")
 

@@ -83,11 +83,12 @@ def test_a_signal_drains_and_the_same_command_goes_on(
     assert table(output) == whole
 
 
-def test_a_second_signal_ends_at_once(image, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_at_once(image, tmp_path, workers):
     output = tmp_path / "o.gpkg"
-    run = start(command(image, output, workers=2), STUB_SLEEP="20")
+    run = start(command(image, output, workers=workers), STUB_SLEEP="20")
     wait_for((tmp_path / "o.geoseg-run" / "run.json").exists)
-    wait_for(lambda: len(family(run)) >= 6)
+    wait_for(lambda: len(family(run)) >= (1 if workers == 1 else 6))
     time.sleep(1)
     processes = family(run)
     run.send_signal(signal.SIGTERM)
@@ -97,6 +98,21 @@ def test_a_second_signal_ends_at_once(image, tmp_path):
     status, _, err = end(run)
     assert status == 143
     assert time.monotonic() - begun < 15
+    assert "Traceback" not in err
+    assert all_gone(processes)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_impatience_at_any_moment_ends_in_the_same_exit_code(image, tmp_path, number, code):
+    # the first comes while workers start, the others while everything is put away
+    run = start(command(image, tmp_path / "o.gpkg", workers=2), STUB_SLEEP="20")
+    wait_for((tmp_path / "o.geoseg-run" / "run.json").exists)
+    processes = family(run)
+    while run.poll() is None:
+        run.send_signal(number)
+        time.sleep(0.02)
+    status, _, err = end(run)
+    assert status == code
     assert "Traceback" not in err
     assert all_gone(processes)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -30,7 +32,7 @@ VERBS = {
 }
 """Verb to short help, so that ``geoseg --help`` need not import the verbs."""
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 _log = logging.getLogger("geoseg")
 
@@ -103,7 +105,7 @@ class _Formatter(logging.Formatter):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; the entry point ``geoseg``.
+    """Run the command line and return the exit code.
 
     Parameters
     ----------
@@ -162,5 +164,30 @@ def _fail(error: Exception, message: str, exit_code: int, *, ours: bool = False)
     return exit_code
 
 
+def entry() -> None:
+    """Run the command line as a process of its own; the entry point ``geoseg``."""
+    # what cleans up on Ctrl-C does so for whoever ends processes politely, too
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    if code in (INTERRUPTED, TERMINATED):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        # a second signal does not wait for the supertiles that threads are still at
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

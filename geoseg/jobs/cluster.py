@@ -34,6 +34,8 @@ NO_WORKER_S = 600.0
 """A run waits so long for a worker to come back."""
 LOOK_EVERY_S = 2.0
 """How often the list of workers is asked for."""
+THREADS = 2
+"""Tasks that a worker runs side by side: one is read while the network looks at the other."""
 DEATHS = 1
 """A task is taken from its workers when more than so many died with it (Dask: allowed-failures)."""
 
@@ -48,6 +50,11 @@ _DASK: dict[str, Any] = {
     # and a worker paused with nothing to spill would never go on
     "distributed.worker.memory.pause": False,
     "distributed.worker.profile.enabled": False,
+    # logs for Dask's own developers, of which every process keeps several
+    "distributed.admin.low-level-log-length": 50,
+    "distributed.admin.log-length": 500,
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.log-length": 100,
     # a driver that was killed must leave no process behind
     "distributed.scheduler.preload": [lifeline.__name__],
     "distributed.nanny.preload": [lifeline.__name__],
@@ -111,8 +118,8 @@ class Cluster:
 
     @property
     def size(self) -> int:
-        """Tasks that can run at the same time; at least 1."""
-        return max(1, sum(self.workers.values()))
+        """Workers that are there; at least 1."""
+        return max(1, len(self.workers))
 
     def look(self, *, force: bool = False) -> None:
         """Take note of workers that came and went.
@@ -197,7 +204,7 @@ def local_cluster(count: int, gpus: Sequence[str] = ()) -> Iterator[Cluster]:
         address = _wait_for_address(address_file, started[0])
         options: dict[str, Any] = {
             "host": host,
-            "nthreads": 1,
+            "nthreads": THREADS,
             "dashboard": False,
             "silence_logs": logging.CRITICAL,
             "memory_limit": int(MEMORY_LIMIT / count),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from geoseg.errors import (
     WorkerLostError,
 )
 from geoseg.jobs.events import redact
-from geoseg.jobs.executor import Workers
+from geoseg.jobs.executor import IN_FLIGHT, Workers
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.parts import PartSummary, finished_part
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 Place = tuple[int, tuple[int, int]]
 """Image, and (row, col) of the supertile."""
+TRIES = 3
+"""How often a tile that is run alone may lose its workers before it is left out."""
 GO_ON = "what is finished is kept: the same command goes on from there"
 
 
@@ -90,7 +93,9 @@ class SupertileRun:
         suspects: list[SupertileTask] = []
         broken: list[SupertileTask] = []
         tasks = self._tasks(finished)
-        for task, outcome in self.workers.run(run_supertile, tasks, on_gpu=True):
+        for task, outcome in self.workers.run(
+            run_supertile, tasks, per_worker=IN_FLIGHT, on_gpu=True
+        ):
             self._sort(task, outcome, suspects, broken)
         if suspects:
             log.info("%d supertile(s) lost their worker; each is run again alone", len(suspects))
@@ -193,7 +198,7 @@ class SupertileRun:
         for alone in (False, True):
             rounds = list(died) if alone else tasks
             for tile, outcome in self.workers.run(
-                run_tile, rounds, per_worker=1, alone=alone, on_gpu=True
+                run_tile, rounds, alone=alone, tries=TRIES if alone else 1, on_gpu=True
             ):
                 place = _place(tile.supertile)
                 if isinstance(outcome, Exception):
@@ -255,9 +260,11 @@ class SupertileRun:
         self._tell_progress()
 
     def _add(self, summary: PartSummary) -> None:
-        # a hundred thousand records of seams are more than their sum
+        # what is kept a hundred thousand times is kept short
         self.seams += summary.seams
-        self.summaries.append(replace(summary, seams=_NO_SEAMS))
+        seconds = {sys.intern(stage): seconds for stage, seconds in summary.seconds.items()}
+        status = sys.intern(summary.status)
+        self.summaries.append(replace(summary, seams=_NO_SEAMS, seconds=seconds, status=status))
         self._found += summary.fragments
 
     def _tell_progress(self) -> None:

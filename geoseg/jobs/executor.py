@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Generic, TypeVar
 
@@ -23,8 +24,8 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Tasks handed out per worker: one runs, one waits. The rest is kept back, so that a task that
-kills its worker does not take queued innocent ones with it."""
+"""Supertiles handed out per worker: the network looks at one, the other is read or written. The
+rest is kept back, so that one that kills its worker does not take queued innocent ones with it."""
 RETRIES = 1
 """How often a task that raised is tried again."""
 POLL_S = 0.25
@@ -107,8 +108,9 @@ class Workers:
         function: Callable[[Task], Result],
         tasks: Iterable[Task],
         *,
-        per_worker: int = IN_FLIGHT,
+        per_worker: int = 1,
         alone: bool = False,
+        tries: int = 1,
         on_gpu: bool = False,
     ) -> Iterator[tuple[Task, Result | Exception]]:
         """Run a function on every task and yield each as it finishes.
@@ -120,9 +122,12 @@ class Workers:
         tasks : iterable
             Taken one by one as workers become free; never all at once.
         per_worker : int
-            Tasks handed out per worker.
+            Tasks handed out per worker; they run side by side in threads.
         alone : bool
             One task at a time on the whole cluster: if a worker dies it is to blame, no other.
+        tries : int
+            How often a task is handed out before the deaths of its workers are held against it:
+            machines fail and are taken away for reasons of their own.
         on_gpu : bool
             Tasks need what was asked of workers (``GPU``, or the user's own resources).
 
@@ -142,12 +147,12 @@ class Workers:
         cluster = self.start()
         with self.stop.draining():
             if cluster is None:
-                yield from self._run_here(function, tasks)
+                yield from self._run_here(function, tasks, 1 if alone else per_worker)
             else:
                 needs = self._needs() if on_gpu else {}
                 size = (lambda: 1) if alone else (lambda: per_worker * cluster.size)
                 terms = None if self._joining is None else self._joining.terms
-                out = _HandOut(self, cluster, function, size, needs, terms)
+                out = _HandOut(self, cluster, function, size, needs, terms, tries)
                 try:
                     yield from out.run(tasks)
                 except (RuntimeError, OSError) as error:
@@ -160,18 +165,31 @@ class Workers:
     def _needs(self) -> dict[str, float]:
         if self._joining is not None:
             return dict(self._joining.resources)
-        return {"GPU": 1} if self._gpus else {}
+        # all that one worker is given shares its GPU
+        return {"GPU": 1 / IN_FLIGHT} if self._gpus else {}
 
     def _run_here(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], at_once: int
     ) -> Iterator[tuple[Task, Result | Exception]]:
-        for task in tasks:
-            if self.stop.wanted(self.task_s):
-                return
-            begun = time.monotonic()
-            outcome = self._try_here(function, task)
-            self.took(time.monotonic() - begun)
-            yield task, outcome
+        waiting = iter(tasks)
+        out: deque[tuple[Task, Future[Result | Exception], float]] = deque()
+        pool = ThreadPoolExecutor(at_once, thread_name_prefix="geoseg-task")
+        try:
+            while True:
+                while len(out) < at_once and not self.stop.wanted(self.task_s):
+                    if (task := next(waiting, None)) is None:
+                        break
+                    begun = time.monotonic()
+                    out.append((task, pool.submit(self._try_here, function, task), begun))
+                if not out:
+                    return
+                task, future, begun = out.popleft()
+                outcome = future.result()
+                self.took(time.monotonic() - begun)
+                yield task, outcome
+        finally:
+            # left early: nobody waits for what is still out
+            pool.shutdown(wait=not out, cancel_futures=True)
 
     def _try_here(self, function: Callable[[Task], Result], task: Task) -> Result | Exception:
         for attempt in range(RETRIES + 1):
@@ -220,9 +238,11 @@ class _HandOut(Generic[Task, Result]):
         size: Callable[[], int],
         needs: dict[str, float],
         terms: Terms | None,
+        tries: int,
     ) -> None:
         self.workers, self.cluster = workers, cluster
         self.function, self.size, self.needs, self.terms = function, size, needs, terms
+        self.tries = tries
         self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.out: dict[str, tuple[Any, Task, int, float]] = {}
         self.again: deque[tuple[Task, int]] = deque()
@@ -304,6 +324,9 @@ class _HandOut(Generic[Task, Result]):
         if isinstance(error, ClusterError):
             raise error
         if isinstance(error, _killed_worker()):
+            if attempt + 1 < self.tries:
+                self.again.append((task, attempt + 1))
+                return None
             return task, WorkerLostError(
                 "the worker processes that ran it died: killed, out of memory, or crashed"
             )

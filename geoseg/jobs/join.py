@@ -328,13 +328,8 @@ def _run_level(
             lost.append(task)
         else:
             yield task, outcome
-    for task in lost:
-        # whatever killed a worker, a join is small and innocent: only the last try is to blame
-        for attempt in range(TRIES):
-            (_, outcome), *_ = workers.run(run_join, [task], alone=True)
-            if not isinstance(outcome, WorkerLostError) or attempt == TRIES - 1:
-                yield task, outcome
-                break
+    # whatever killed a worker, a join is small and innocent: only the last try is to blame
+    yield from workers.run(run_join, lost, alone=True, tries=TRIES)
 
 
 def finished_objects(done: Joined) -> Iterator[pa.Table]:

@@ -1,18 +1,21 @@
 """The task of one worker: read a supertile, detect, vectorize, merge inside, write the part.
 
 A pure function of its record, apart from the part that it writes; the same under every executor.
+Several run side by side in one process: the network has a thread of its own there, and while it
+looks at one supertile the next is read and the last one's masks are traced, stitched and written.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import shapely
@@ -31,8 +34,12 @@ from geoseg.objects.stitch import split_settled, stitch_counted
 from geoseg.objects.vectorize import vectorize
 from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Tile
 
+Result = TypeVar("Result")
+
 COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
+# one thread: detectors need not be safe for several, and PyTorch counts CPU threads per thread
+_NETWORK = ThreadPoolExecutor(max_workers=1, thread_name_prefix="geoseg-network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +236,7 @@ def look(
     seen.n_run += len(shown)
     if not shown:
         return
-    with timed(clock, "load"):
-        detector = task.detector.load()
+    detector = _on_network(clock, "load", task.detector.load)
     # as many tiles at once as the detector's own batch, so that memory stays flat
     step = int(getattr(detector, "batch", 4))
     queue = deque(shown)
@@ -238,9 +244,9 @@ def look(
         batch = [queue.popleft()]
         while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
             batch.append(queue.popleft())
-        with timed(clock, "detect"):
-            pixels = np.stack([pixels for _, pixels, _ in batch])
-            results = _call(detector, pixels, [tile for tile, _, _ in batch])
+        stacked = np.stack([pixels for _, pixels, _ in batch])
+        called = partial(_call, detector, stacked, [tile for tile, _, _ in batch])
+        results = _on_network(clock, "detect", called)
         for (tile, pixels, valid), instances in zip(batch, results, strict=True):
             if instances.saturated:
                 seen.saturated.add(tile.index)
@@ -250,6 +256,16 @@ def look(
                 seen.capped += 1
             with timed(clock, "vectorize"):
                 _trace(task, seen, tile, valid, instances)
+
+
+def _on_network(clock: dict[str, float], stage: str, work: Callable[[], Result]) -> Result:
+    """Do what needs the detector, in its turn; waiting for the turn is in no stage's time."""
+
+    def timed_work() -> Result:
+        with timed(clock, stage):
+            return work()
+
+    return _NETWORK.submit(timed_work).result()
 
 
 def _cut(
