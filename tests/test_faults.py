@@ -547,6 +547,29 @@ def test_only_the_task_that_kills_is_blamed():
     assert [task for task, outcome in alone.items() if isinstance(outcome, Exception)] == [7]
 
 
+def finish_and_die(task: tuple[int, str]) -> int:
+    number, died = task
+    if number == 1 and not Path(died).exists():
+        Path(died).touch()
+        threading.Timer(0.2, os._exit, [1]).start()
+    return number
+
+
+def test_a_result_whose_worker_dies_before_it_is_fetched(tmp_path, monkeypatch):
+    fetch, died = executor._HandOut._fetch, tmp_path / "died"
+
+    def late(self, future):
+        if died.exists():
+            time.sleep(1)
+        return fetch(self, future)
+
+    monkeypatch.setattr(executor._HandOut, "_fetch", late)
+    with Workers(2) as workers:
+        done = workers.run(finish_and_die, [(i, str(died)) for i in range(4)])
+        assert sorted(outcome for _, outcome in done) == [0, 1, 2, 3]
+    assert died.exists()
+
+
 def test_tasks_are_taken_as_room_comes():
     taken = []
 

@@ -30,6 +30,8 @@ RETRIES = 1
 """How often a task that raised is tried again."""
 POLL_S = 0.25
 """How long nothing may come back before the driver looks around."""
+FETCH_S = 5.0
+"""A summary of some hundred bytes has come by then, or its worker may be gone."""
 REMEMBERED = 20
 """Tasks whose duration tells what the next one takes."""
 
@@ -308,16 +310,32 @@ class _HandOut(Generic[Task, Result]):
             events.add("worker came", worker=address)
         cluster.lost, cluster.came = [], []
 
+    def _fetch(self, future: Any) -> tuple[Any, BaseException | None]:
+        """Return a result and None, or None and what the task raised.
+
+        The worker that holds a result may die before it is fetched: then it is made again, by
+        workers that have to be looked after meanwhile.
+        """
+        while True:
+            if future.status == "error":
+                return None, future.exception()
+            if future.status == "cancelled":
+                raise scheduler_lost()
+            try:
+                return future.result(timeout=FETCH_S), None
+            except TimeoutError:
+                self._look_around()
+            except Exception:
+                if future.status not in ("error", "cancelled"):
+                    raise
+
     def _settle(self, future: Any) -> tuple[Task, Result | Exception] | None:
         """Return a task with what became of it; None if it is tried again."""
         _, task, attempt, begun = self.out.pop(future.key)
-        if future.status == "cancelled":
-            raise scheduler_lost()
         self.cluster.look()
-        error = future.exception()
+        result, error = self._fetch(future)
         if error is None:
             self.workers.took(time.monotonic() - begun)
-            result: Result = future.result()
             future.release()
             return task, result
         future.release()
