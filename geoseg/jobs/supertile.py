@@ -61,20 +61,23 @@ class DetectorSpec:
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
-        return self.given if self.given is not None else _load(self)
+        if self.given is not None:
+            return self.given
+        if self.factory is None and self.threads:
+            import torch
+
+            # holds for the thread that says it, not for the process
+            torch.set_num_threads(self.threads)
+        return _load(self)
 
 
 @lru_cache(maxsize=2)
 def _load(spec: DetectorSpec) -> Detector:
     if spec.factory is not None:
         return load_detector(spec.factory)
-    import torch
-
     from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
 
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
     return load_model(model_here(str(spec.model)), device=spec.device, min_score=spec.min_score)
 
 
