@@ -14,11 +14,18 @@ import pyogrio
 import shapely
 from affine import Affine
 
+from geoseg.config import DetectSettings
+
 ROOT = Path(__file__).parents[1]
 UTM = "EPSG:32633"
 NORTH_UP = Affine(0.1, 0, 500_000, 0, -0.1, 5_500_000)
 TILES = {"tile_size": 128, "overlap": 32, "supertile_size": 224}
 """Four tiles a supertile; on 520 px a side: 6 x 6 tiles in 3 x 3 supertiles."""
+
+
+def job_over(image: Path, **changes) -> DetectSettings:
+    """Return a run over one raster in this process, with the tiles of `TILES`."""
+    return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,10 @@ import psutil
 import pyogrio
 import pytest
 import rasterio
+from kills import random_kill, stage_lengths
 from painted import Scene, blob_scene
 from runs import (
     NORTH_UP,
-    TILES,
     UTM,
     all_gone,
     calls,
@@ -35,6 +37,7 @@ from runs import (
     events_of,
     family,
     finish,
+    job_over,
     manifest_of,
     parts_of,
     start,
@@ -43,7 +46,6 @@ from runs import (
 )
 from stubs import Stub
 
-from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, OutputError, SourceError, TileError, TooManyErrorsError
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs import executor
@@ -52,27 +54,6 @@ from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.pipeline import run_detect
 
 GRID = TileGrid(520, 520, 128, 32, 224)
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return blob_scene(5, size=520, count=110, large=1)
-
-
-@pytest.fixture
-def image(make_raster, scene) -> Path:
-    return make_raster("painted.tif", scene.pixels, transform=NORTH_UP, crs=UTM)
-
-
-def settings(image: Path, **changes) -> DetectSettings:
-    return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
-
-
-@pytest.fixture
-def whole(image, tmp_path) -> list[tuple]:
-    output = tmp_path / "whole.gpkg"
-    run_detect(settings(image, output=output), Stub())
-    return table(output)
 
 
 def only_in(scene: Scene, row: int, col: int) -> int | None:
@@ -88,50 +69,41 @@ def only_in(scene: Scene, row: int, col: int) -> int | None:
 # --- killed processes ------------------------------------------------------------------------
 
 
-def killed_at(image: Path, output: Path, seed: int) -> bool:
-    """Kill a run at a random moment; tells whether it was still at work."""
-    rng = random.Random(seed)
-    workers = rng.choice([1, 2])
-    run = start(command(image, output, workers=workers), STUB_SLEEP="0.03")
-    if rng.random() < 0.7:
-        # among the supertiles, the joins and the writing
-        wait_for(lambda: parts_of(output) or run.poll() is not None)
-        time.sleep(rng.uniform(0, 1.5))
-    else:
-        time.sleep(rng.uniform(0.3, 3))
-    alive = run.poll() is None
-    processes = family(run) if alive else []
-    run.kill()
-    run.communicate()
-    assert all_gone(processes)
-    return alive
+@pytest.fixture(scope="module")
+def lengths(image, tmp_path_factory):
+    """Return a function: how long each stage of an undisturbed run takes here, seconds."""
+    folder = tmp_path_factory.mktemp("lengths")
+
+    @lru_cache
+    def measure(workers: int) -> dict[str, float]:
+        output = folder / f"{workers}.gpkg"
+        return stage_lengths(command(image, output, workers=workers), output, workers)
+
+    return measure
 
 
-def resumes_like_undisturbed(image, whole, tmp_path, seeds):
-    at_work = 0
+def resumes_like_undisturbed(image, whole, lengths, tmp_path, seeds, **how):
+    kills = []
     for seed in seeds:
         output = tmp_path / f"{seed}.gpkg"
-        at_work += killed_at(image, output, seed)
-        before = {p: p.stat().st_mtime_ns for p in parts_of(output)}
-        status, _, err = finish(command(image, output))
-        assert status == 0, f"seed {seed}: {err}"
+        kill, redone = random_kill(random.Random(seed), image, output, lengths=lengths, **how)
+        assert redone == 0, f"seed {seed}: {redone} supertiles beyond those in flight"
         assert table(output) == whole, f"seed {seed}"
-        # what was finished stays as it was
-        assert all(p.stat().st_mtime_ns == then for p, then in before.items())
-        assert sqlite3.connect(output).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        left = [p.name for p in tmp_path.glob(f".{seed}-*")]
-        shutil.rmtree(output.with_suffix(".geoseg-run"))
-        assert len(left) <= 1, "of a killed writer one scratch folder may be left"
-    return at_work
+        assert kill.scratch <= 1, "of a killed writer one scratch folder may be left"
+        kills.append(kill)
+    return Counter(kill.stage for kill in kills)
 
 
-def test_killed_at_random_points(image, whole, tmp_path):
-    assert resumes_like_undisturbed(image, whole, tmp_path, range(5)) >= 3
+def test_killed_at_random_points(image, whole, lengths, tmp_path):
+    stages = resumes_like_undisturbed(image, whole, lengths, tmp_path, range(3), workers=1)
+    assert stages["over"] < 3, "no run was killed"
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_points(image, whole, tmp_path):
-    assert resumes_like_undisturbed(image, whole, tmp_path, range(100, 120)) >= 12
+def test_killed_at_twenty_random_points(image, whole, lengths, tmp_path):
+    stages = resumes_like_undisturbed(image, whole, lengths, tmp_path, range(100, 120))
+    assert stages["over"] <= 4, stages
+    assert len(stages) >= 4, stages
 
 
 @contextmanager
@@ -155,7 +127,7 @@ def test_workers_that_die_at_random(image, whole, tmp_path, monkeypatch, mode):
     deaths = 0
     for attempt in range(4):
         output = tmp_path / f"{attempt}.gpkg"
-        found = run_detect(settings(image, output=output, workers=2), Stub(sleep=0.25))
+        found = run_detect(job_over(image, output=output, workers=2), Stub(sleep=0.25))
         assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
         assert table(output) == whole
         deaths = sum(e["event"] == "worker lost" for e in events_of(output))
@@ -176,7 +148,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
         for col in range(5, 9)
         if (found := only_in(scene, row, col)) is not None
     )
-    found = run_detect(settings(image, output=output, workers=2), Stub(kill=killer))
+    found = run_detect(job_over(image, output=output, workers=2), Stub(kill=killer))
     assert (found.exit_code, found.tiles_failed) == (3, 1)
     assert found.supertiles == {"done": grid.n_supertiles}
     (lost,) = manifest_of(output)["failed_tiles"]
@@ -185,7 +157,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
     # innocent tiles: all others were run
     coverage = pyogrio.read_dataframe(output, layer="coverage")
     assert coverage["tiles_run"].sum() == 195
-    run_detect(settings(image, output=calm), Stub())
+    run_detect(job_over(image, output=calm), Stub())
     missing = {row[1] for row in table(calm)} - {row[1] for row in table(output)}
     window = grid.tile(row, col).window
     frame = pyogrio.read_dataframe(calm, layer="objects")
@@ -198,7 +170,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
     assert (place[:, 3] > y0 - 12.8 - reach).all()
     assert (place[:, 1] < y0 + reach).all()
     # and with a detector that can stand it, the same command makes it whole
-    again = run_detect(settings(image, output=output), Stub())
+    again = run_detect(job_over(image, output=output), Stub())
     assert again.exit_code == 0
     assert table(output) == table(calm)
 
@@ -243,7 +215,7 @@ def test_a_full_disk_stops_the_run_and_the_output_stays(
     image, whole, tmp_path, monkeypatch, size, what
 ):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     old = output.read_bytes()
     for part in parts_of(output)[: 5 if size < 10_000 else 9]:
         part.unlink()
@@ -322,7 +294,7 @@ def test_a_spoilt_block_costs_the_tiles_that_touch_it(tmp_path, scene, codec):
     # block (3, 3) is rows and columns 192 to 255: tiles 1 (96 to 223) and 2 (192 to 319) see it
     spoil_block(path, 3, 3)
     output = tmp_path / "o.gpkg"
-    found = run_detect(settings(path, output=output), Stub())
+    found = run_detect(job_over(path, output=output), Stub())
     assert found.exit_code == 3
     lost = {tuple(t["tile"]): t["reason"] for t in manifest_of(output)["failed_tiles"]}
     assert set(lost) == {(1, 1), (1, 2), (2, 1), (2, 2)}
@@ -338,7 +310,7 @@ def test_a_truncated_image_is_refused_before_any_work(tmp_path, scene, codec):
     path.write_bytes(data[: len(data) * 7 // 10])
     output = tmp_path / "o.gpkg"
     with pytest.raises(SourceError, match="is truncated") as refused:
-        run_detect(settings(path, output=output), Stub())
+        run_detect(job_over(path, output=output), Stub())
     assert refused.value.exit_code == 2
     assert not output.exists()
     assert not parts_of(output)
@@ -346,7 +318,7 @@ def test_a_truncated_image_is_refused_before_any_work(tmp_path, scene, codec):
 
 def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tmp_path):
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, shard="1/2")
+    job = job_over(image, output=output, shard="1/2")
     run_detect(job, Stub())
     n_parts = len(parts_of(output))
     assert 0 < n_parts < 9
@@ -357,7 +329,7 @@ def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tm
             run_detect(changed, Stub())
     assert len(parts_of(output)) == n_parts
     run_detect(replace(job, shard=None, overwrite=True), Stub())
-    run_detect(settings(image, output=tmp_path / "turned.gpkg"), Stub())
+    run_detect(job_over(image, output=tmp_path / "turned.gpkg"), Stub())
     assert table(output) == table(tmp_path / "turned.gpkg")
 
 
@@ -367,7 +339,7 @@ def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tm
 @pytest.mark.parametrize("workers", [1, 2])
 def test_on_error_fail_ends_the_run(image, scene, tmp_path, workers):
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, on_error="fail", workers=workers)
+    job = job_over(image, output=output, on_error="fail", workers=workers)
     with pytest.raises(TileError, match=r"painted\.tif, supertile \(1, 1\) failed.*goes on") as end:
         run_detect(job, Stub(poison=only_in(scene, 2, 2)))
     assert end.value.exit_code == 1
@@ -378,7 +350,7 @@ def test_on_error_fail_ends_the_run(image, scene, tmp_path, workers):
 @pytest.mark.parametrize(("most", "code"), [(0, 4), (1, 4), (2, 3)])
 def test_max_errors(image, scene, tmp_path, most, code):
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, max_errors=most)
+    job = job_over(image, output=output, max_errors=most)
     two = TwoPoisons(only_in(scene, 0, 0), only_in(scene, 2, 2))
     if code == 3:
         found = run_detect(job, two)
@@ -427,14 +399,14 @@ sys.stdin.read()
 def test_an_output_that_another_process_holds(image, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("geoseg.outputs.tables.LOCK_WAIT_S", 0.5)
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     old = table(output)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout.readline() == b"locked\n"
     with pytest.raises(OutputError, match=r"was not replaced: database is locked.*complete") as end:
-        run_detect(settings(image, output=output, simplify=1.0), Stub())
+        run_detect(job_over(image, output=output, simplify=1.0), Stub())
     assert end.value.exit_code == 2
     (beside,) = tmp_path.glob("o.2*.gpkg")
     assert len(table(beside)) == len(old)
@@ -442,7 +414,7 @@ def test_an_output_that_another_process_holds(image, whole, tmp_path, monkeypatc
     assert table(output) == old
     # let go, the same command writes it, from what is finished
     log = tmp_path / "calls"
-    run_detect(settings(image, output=output), Stub(str(log)))
+    run_detect(job_over(image, output=output), Stub(str(log)))
     assert (table(output), calls(log)) == (whole, 0)
 
 
@@ -463,10 +435,10 @@ os._exit(9)
 @pytest.mark.parametrize(("mode", "sidecar"), [("delete", "-journal"), ("wal", "-wal")])
 def test_the_journal_of_a_killed_program_beside_the_output(image, whole, tmp_path, mode, sidecar):
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     subprocess.run([sys.executable, "-c", HOT, str(output), mode], check=False)
     assert Path(f"{output}{sidecar}").stat().st_size > 0
-    run_detect(settings(image, output=output, overwrite=True), Stub())
+    run_detect(job_over(image, output=output, overwrite=True), Stub())
     assert not list(tmp_path.glob("o.gpkg-*"))
     assert sqlite3.connect(output).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert table(output) == whole
@@ -503,15 +475,15 @@ def test_a_shard_that_was_killed_is_made_up_for(image, whole, tmp_path):
     wait_for(lambda: parts_of(output))
     run.kill()
     run.communicate()
-    run_detect(settings(image, output=output, shard="2/2"), Stub())
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output, shard="2/2"), Stub())
+    run_detect(job_over(image, output=output), Stub())
     assert table(output) == whole
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", ""])
 def test_no_share(image, tmp_path, text):
     with pytest.raises(ConfigError, match="expected i/n such as 2/4"):
-        settings(image, output=tmp_path / "o.gpkg", shard=text)
+        job_over(image, output=tmp_path / "o.gpkg", shard=text)
 
 
 def test_shards_hold_their_locks_side_by_side(tmp_path):
@@ -596,7 +568,7 @@ def test_each_worker_sees_its_own_gpu():
 
 def test_a_run_in_a_thread_has_no_signals_to_hear(image):
     found = []
-    thread = threading.Thread(target=lambda: found.append(run_detect(settings(image), Stub())))
+    thread = threading.Thread(target=lambda: found.append(run_detect(job_over(image), Stub())))
     thread.start()
     thread.join()
     assert found[0].exit_code == 0
@@ -604,7 +576,7 @@ def test_a_run_in_a_thread_has_no_signals_to_hear(image):
 
 def test_the_manifest_tells_memory_by_stage(image, tmp_path):
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     told = json.loads((tmp_path / "o.geoseg-run" / "run.json").read_text())
     assert list(told["peak_mb_by_stage"]) == ["supertiles", "joins", "output"]
     assert all(50 < value < 5000 for value in told["peak_mb_by_stage"].values())
