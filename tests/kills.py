@@ -132,12 +132,18 @@ def random_kill(
     *more: str,
     lengths: Callable[[int], Mapping[str, float]],
     workers: int | None = None,
+    anywhere: bool = False,
 ) -> tuple[Kill, int]:
-    """Kill a run at a random moment of a random stage and go on; a fourth has two workers."""
+    """Kill a run at a random moment and go on; a fourth has two workers.
+
+    The moment lies in a stage drawn by lot, or anywhere in the run.
+    """
     workers = workers or (2 if rng.random() < 0.25 else 1)
-    stage = rng.choice(STAGES[:-1])
+    usual = lengths(workers)
+    weights = [usual[s] if anywhere else 1 for s in STAGES[:-1]]
+    (stage,) = rng.choices(STAGES[:-1], weights)
     log = output.with_suffix(".calls")
     args = command(image, output, *more, workers=workers)
-    delay = rng.uniform(0, lengths(workers)[stage])
+    delay = rng.uniform(0, usual[stage])
     kill = kill_at(args, output, log, workers=workers, stage=stage, delay_s=delay)
     return kill, go_on(command(image, output, *more), output, log, kill)
