@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,21 @@ def finish(args: list[str], **env: str) -> tuple[int, str, str]:
 
 def family(run: subprocess.Popen[str]) -> list[psutil.Process]:
     return [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+
+
+def children_like(run: subprocess.Popen[str], text: str) -> list[psutil.Process]:
+    """Return the processes that a command has started itself and whose command line holds a text.
+
+    Not their children: one that was forked and runs nothing of its own yet has its parent's
+    command line. One that has just ended (Python asks small programs what it runs on) has none,
+    and says so with an error.
+    """
+    found = []
+    for process in psutil.Process(run.pid).children():
+        with suppress(psutil.Error):
+            if text in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def all_gone(processes: list[psutil.Process], seconds: float = 30) -> bool:
