@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from distributed.chaos import KillWorker
 from painted import PaintedDetector
 from scipy import ndimage
 
@@ -83,6 +85,29 @@ def broken() -> Stub:
 
 def no_detector() -> str:
     return "a string"
+
+
+class KillFew(KillWorker):
+    """Kills workers at random moments, but not for ever: a busy machine starts them slowly.
+
+    Parameters
+    ----------
+    tokens : Path
+        An empty folder; each worker that is to die leaves a file there.
+    most : int
+        Workers that die.
+    """
+
+    def __init__(self, tokens: Path, most: int, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens, self.most = tokens, most
+
+    async def setup(self, worker):
+        for number in range(self.most):
+            with suppress(FileExistsError):
+                (self.tokens / str(number)).touch(exist_ok=False)
+                await super().setup(worker)
+                return
 
 
 class Bright:
