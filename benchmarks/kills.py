@@ -34,7 +34,7 @@ WHAT = {
     "count": "coverage, counts in regions",
     "publish": "write the GeoPackage, put it in place",
     "manifest": "write what the run tells about itself",
-    "over": "nothing: it had just finished",
+    "over": "exit",
 }
 
 
@@ -77,20 +77,24 @@ def measure(n_kills: int, seed: int, folder: Path) -> dict[str, Any]:
     }
     objects, counts = rows_of(folder / "calm-1.gpkg"), counts_of(folder / "calm-1.gpkg")
     kills: list[Kill] = []
-    redone, same = 0, 0
+    redone, same, number = 0, 0, -1
     begun = time.perf_counter()
-    for number in range(n_kills):
+    while len(kills) < n_kills:
+        number += 1
         output = folder / f"{number}.gpkg"
         rng = random.Random(seed + number)
         kill, beyond = random_kill(
             rng, image, output, *more, lengths=lengths.__getitem__, anywhere=number % 2 == 0
         )
+        if not kill.alive:
+            # it had just ended: nothing was killed
+            continue
         redone += beyond
         same += rows_of(output) == objects and counts_of(output) == counts
         kills.append(kill)
         print(
-            f"{number + 1:4d} {kill.stage:10s} {kill.workers} worker(s), {len(kill.finished)} "
-            f"finished, {kill.in_vain} in vain, {same} of {number + 1} identical, "
+            f"{len(kills):4d} {kill.stage:10s} {kill.workers} worker(s), {len(kill.finished)} "
+            f"finished, {kill.in_vain} in vain, {same} of {len(kills)} identical, "
             f"{time.perf_counter() - begun:.0f} s",
             flush=True,
         )

@@ -54,6 +54,8 @@ class Kill:
     """Supertiles that the detector saw and that left no part."""
     scratch: int
     """Hidden files and folders beside the output."""
+    alive: bool
+    """Whether there was anything to kill: a run may have just ended."""
 
 
 def kill_at(
@@ -76,6 +78,7 @@ def kill_at(
         finished=finished,
         in_vain=calls(log) // TILES_EACH - len(finished),
         scratch=sum(1 for _ in output.parent.glob(f".{output.stem}[-.]*")),
+        alive=bool(processes),
     )
 
 

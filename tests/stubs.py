@@ -2,7 +2,8 @@
 
 ``STUB_CALLS`` names a file that gets a line for each tile seen, in whatever process. With
 ``STUB_POISON`` a tile that shows the painted object of that id fails, with ``STUB_KILL`` it kills
-its process; ``STUB_SLEEP`` is a pause for each tile, seconds.
+its process; ``STUB_SLEEP`` is a pause for each tile, seconds; ``STUB_GATE`` names a file without
+which no tile is looked at.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ class Stub(PaintedDetector):
         poison: int | None = None,
         sleep: float = 0.0,
         kill: int | None = None,
+        gate: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.calls, self.poison, self.sleep, self.kill = calls, poison, sleep, kill
+        self.gate = gate
 
     def __call__(self, tiles: np.ndarray) -> list[Instances]:
+        while self.gate and not Path(self.gate).exists():
+            time.sleep(0.02)
         time.sleep(self.sleep * len(tiles))
         if self.calls:
             with Path(self.calls).open("a", encoding="utf-8") as file:
@@ -75,6 +80,7 @@ def make() -> Stub:
     return Stub(
         os.environ.get("STUB_CALLS"),
         sleep=float(os.environ.get("STUB_SLEEP", "0")),
+        gate=os.environ.get("STUB_GATE"),
         **{name: None if value is None else int(value) for name, value in ids.items()},
     )
 
