@@ -98,6 +98,8 @@ def go_on(args: list[str], output: Path, log: Path, kill: Kill) -> int:
     told = Counter(e["event"] for e in events_of(output)[started:])
     assert told["supertile done"] == left
     assert told["supertile failed"] + told["tile failed"] + told["retried"] == 0, told
+    run_dir = output.with_name(f"{output.stem}.geoseg-run")
+    assert not list((run_dir / "parts").glob(".*")), "a killed writer's private name stays"
     manifest = manifest_of(output)
     assert (manifest["supertiles"], manifest["failed_tiles"]) == ({"done": SUPERTILES}, [])
     database = sqlite3.connect(output)
