@@ -61,6 +61,10 @@ class WorkerLostError(TileError):
     """The worker processes that ran a task died: killed, out of memory, or crashed."""
 
 
+class DeviceError(GeosegError):
+    """The GPU failed in a way that its process does not survive."""
+
+
 class ClusterError(GeosegError):
     """The scheduler or the workers are gone, or do not fit this run."""
 

@@ -11,7 +11,12 @@ import pytest
 import rasterio
 from affine import Affine
 from hypothesis import settings
+from painted import Scene, blob_scene
 from rasterio.enums import ColorInterp, Resampling
+from runs import job_over, table
+from stubs import Stub
+
+from geoseg.jobs.pipeline import run_detect
 
 # the machine's load is no property of the code
 settings.register_profile("geoseg", deadline=None, max_examples=50)
@@ -89,3 +94,32 @@ def make_raster(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    """Some hundred painted blobs on 520 px a side, one of them larger than a tile."""
+    return blob_scene(5, size=520, count=110, large=1)
+
+
+@pytest.fixture(scope="session")
+def image(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return that scene as a raster, the same for all tests: copy it to change it."""
+    path = tmp_path_factory.mktemp("painted") / "painted.tif"
+    height, width = scene.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=2, height=height, width=width, dtype="uint16", crs=UTM,
+        transform=NORTH_UP,
+    ) as dst:  # fmt: skip
+        dst.write(scene.pixels)
+    path.chmod(0o444)
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(image: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    """Return the objects layer of an undisturbed run over that raster, row by row."""
+    output = tmp_path_factory.mktemp("undisturbed") / "whole.gpkg"
+    found = run_detect(job_over(image, output=output), Stub())
+    assert (found.exit_code, found.supertiles) == (0, {"done": 9})
+    return table(output)

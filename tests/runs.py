@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,18 @@ import pyogrio
 import shapely
 from affine import Affine
 
+from geoseg.config import DetectSettings
+
 ROOT = Path(__file__).parents[1]
 UTM = "EPSG:32633"
 NORTH_UP = Affine(0.1, 0, 500_000, 0, -0.1, 5_500_000)
 TILES = {"tile_size": 128, "overlap": 32, "supertile_size": 224}
 """Four tiles a supertile; on 520 px a side: 6 x 6 tiles in 3 x 3 supertiles."""
+
+
+def job_over(image: Path, **changes) -> DetectSettings:
+    """Return a run over one raster in this process, with the tiles of `TILES`."""
+    return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -58,6 +66,21 @@ def finish(args: list[str], **env: str) -> tuple[int, str, str]:
 
 def family(run: subprocess.Popen[str]) -> list[psutil.Process]:
     return [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+
+
+def children_like(run: subprocess.Popen[str], text: str) -> list[psutil.Process]:
+    """Return the processes that a command has started itself and whose command line holds a text.
+
+    Not their children: one that was forked and runs nothing of its own yet has its parent's
+    command line. One that has just ended (Python asks small programs what it runs on) has none,
+    and says so with an error.
+    """
+    found = []
+    for process in psutil.Process(run.pid).children():
+        with suppress(psutil.Error):
+            if text in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def all_gone(processes: list[psutil.Process], seconds: float = 30) -> bool:

@@ -2,7 +2,8 @@
 
 ``STUB_CALLS`` names a file that gets a line for each tile seen, in whatever process. With
 ``STUB_POISON`` a tile that shows the painted object of that id fails, with ``STUB_KILL`` it kills
-its process; ``STUB_SLEEP`` is a pause for each tile, seconds.
+its process; ``STUB_SLEEP`` is a pause for each tile, seconds; ``STUB_GATE`` names a file without
+which no tile is looked at.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from distributed.chaos import KillWorker
 from painted import PaintedDetector
 from scipy import ndimage
 
@@ -30,12 +33,16 @@ class Stub(PaintedDetector):
         poison: int | None = None,
         sleep: float = 0.0,
         kill: int | None = None,
+        gate: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.calls, self.poison, self.sleep, self.kill = calls, poison, sleep, kill
+        self.gate = gate
 
     def __call__(self, tiles: np.ndarray) -> list[Instances]:
+        while self.gate and not Path(self.gate).exists():
+            time.sleep(0.02)
         time.sleep(self.sleep * len(tiles))
         if self.calls:
             with Path(self.calls).open("a", encoding="utf-8") as file:
@@ -73,6 +80,7 @@ def make() -> Stub:
     return Stub(
         os.environ.get("STUB_CALLS"),
         sleep=float(os.environ.get("STUB_SLEEP", "0")),
+        gate=os.environ.get("STUB_GATE"),
         **{name: None if value is None else int(value) for name, value in ids.items()},
     )
 
@@ -83,6 +91,29 @@ def broken() -> Stub:
 
 def no_detector() -> str:
     return "a string"
+
+
+class KillFew(KillWorker):
+    """Kills workers at random moments, but not for ever: a busy machine starts them slowly.
+
+    Parameters
+    ----------
+    tokens : Path
+        An empty folder; each worker that is to die leaves a file there.
+    most : int
+        Workers that die.
+    """
+
+    def __init__(self, tokens: Path, most: int, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens, self.most = tokens, most
+
+    async def setup(self, worker):
+        for number in range(self.most):
+            with suppress(FileExistsError):
+                (self.tokens / str(number)).touch(exist_ok=False)
+                await super().setup(worker)
+                return
 
 
 class Bright:

@@ -2,77 +2,73 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import re
 import resource
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC as UTC_ZONE
+from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import psutil
 import pyogrio
 import pytest
 import rasterio
+from kills import random_kill, stage_lengths
 from painted import Scene, blob_scene
+from rasterio.windows import Window
+from rasterio.windows import intersect as windows_meet
 from runs import (
     NORTH_UP,
-    TILES,
     UTM,
     all_gone,
     calls,
+    children_like,
     command,
     end,
     events_of,
     family,
     finish,
+    job_over,
     manifest_of,
     parts_of,
     start,
     table,
     wait_for,
 )
-from stubs import Stub
+from stubs import Bright, KillFew, Stub
+from tasks import finish_and_die, live, which_gpu
 
-from geoseg.config import DetectSettings
-from geoseg.errors import ConfigError, OutputError, SourceError, TileError, TooManyErrorsError
+from geoseg.errors import (
+    ClusterError,
+    ConfigError,
+    DeviceError,
+    OutputError,
+    SourceError,
+    TileError,
+    TooManyErrorsError,
+)
 from geoseg.imagery.grid import TileGrid
-from geoseg.jobs import executor
+from geoseg.jobs import cluster, executor
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import RunDirectory
 from geoseg.jobs.pipeline import run_detect
 
 GRID = TileGrid(520, 520, 128, 32, 224)
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return blob_scene(5, size=520, count=110, large=1)
-
-
-@pytest.fixture
-def image(make_raster, scene) -> Path:
-    return make_raster("painted.tif", scene.pixels, transform=NORTH_UP, crs=UTM)
-
-
-def settings(image: Path, **changes) -> DetectSettings:
-    return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
-
-
-@pytest.fixture
-def whole(image, tmp_path) -> list[tuple]:
-    output = tmp_path / "whole.gpkg"
-    run_detect(settings(image, output=output), Stub())
-    return table(output)
 
 
 def only_in(scene: Scene, row: int, col: int) -> int | None:
@@ -88,80 +84,64 @@ def only_in(scene: Scene, row: int, col: int) -> int | None:
 # --- killed processes ------------------------------------------------------------------------
 
 
-def killed_at(image: Path, output: Path, seed: int) -> bool:
-    """Kill a run at a random moment; tells whether it was still at work."""
-    rng = random.Random(seed)
-    workers = rng.choice([1, 2])
-    run = start(command(image, output, workers=workers), STUB_SLEEP="0.03")
-    if rng.random() < 0.7:
-        # among the supertiles, the joins and the writing
-        wait_for(lambda: parts_of(output) or run.poll() is not None)
-        time.sleep(rng.uniform(0, 1.5))
-    else:
-        time.sleep(rng.uniform(0.3, 3))
-    alive = run.poll() is None
-    processes = family(run) if alive else []
-    run.kill()
-    run.communicate()
-    assert all_gone(processes)
-    return alive
+@pytest.fixture(scope="module")
+def lengths(image, tmp_path_factory):
+    """Return a function: how long each stage of an undisturbed run takes here, seconds."""
+    folder = tmp_path_factory.mktemp("lengths")
+
+    @lru_cache
+    def measure(workers: int) -> dict[str, float]:
+        output = folder / f"{workers}.gpkg"
+        return stage_lengths(command(image, output, workers=workers), output, workers)
+
+    return measure
 
 
-def resumes_like_undisturbed(image, whole, tmp_path, seeds):
-    at_work = 0
+def resumes_like_undisturbed(image, whole, lengths, tmp_path, seeds, **how):
+    kills = []
     for seed in seeds:
         output = tmp_path / f"{seed}.gpkg"
-        at_work += killed_at(image, output, seed)
-        before = {p: p.stat().st_mtime_ns for p in parts_of(output)}
-        status, _, err = finish(command(image, output))
-        assert status == 0, f"seed {seed}: {err}"
+        kill, redone = random_kill(random.Random(seed), image, output, lengths=lengths, **how)
+        assert redone == 0, f"seed {seed}: {redone} supertiles beyond those in flight"
         assert table(output) == whole, f"seed {seed}"
-        # what was finished stays as it was
-        assert all(p.stat().st_mtime_ns == then for p, then in before.items())
-        assert sqlite3.connect(output).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        left = [p.name for p in tmp_path.glob(f".{seed}-*")]
-        shutil.rmtree(output.with_suffix(".geoseg-run"))
-        assert len(left) <= 1, "of a killed writer one scratch folder may be left"
-    return at_work
+        assert kill.scratch <= 1, "of a killed writer one scratch folder may be left"
+        if kill.alive:
+            kills.append(kill)
+    return Counter(kill.stage for kill in kills)
 
 
-def test_killed_at_random_points(image, whole, tmp_path):
-    assert resumes_like_undisturbed(image, whole, tmp_path, range(5)) >= 3
+def test_killed_at_random_points(image, whole, lengths, tmp_path):
+    stages = resumes_like_undisturbed(image, whole, lengths, tmp_path, range(3), workers=1)
+    assert stages, "no run was killed"
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_points(image, whole, tmp_path):
-    assert resumes_like_undisturbed(image, whole, tmp_path, range(100, 120)) >= 12
-
-
-@contextmanager
-def chaos(cluster, mode: str):
-    from distributed.chaos import KillWorker
-
-    cluster.client.register_plugin(KillWorker(delay="3 s", mode=mode))
-    yield cluster
+def test_killed_at_twenty_random_points(image, whole, lengths, tmp_path):
+    stages = resumes_like_undisturbed(image, whole, lengths, tmp_path, range(100, 120))
+    assert stages.total() >= 14, stages
+    assert len(stages) >= 4, stages
 
 
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_workers_that_die_at_random(image, whole, tmp_path, monkeypatch, mode):
-    local = executor.local_cluster
+    local, tokens = executor.local_cluster, tmp_path / "dead"
+    tokens.mkdir()
 
     @contextmanager
     def deadly(count, gpus=()):
-        with local(count, gpus) as cluster, chaos(cluster, mode) as killed:
-            yield killed
+        with local(count, gpus) as cluster:
+            cluster.client.register_plugin(KillFew(tokens, most=3, delay="1 s", mode=mode))
+            yield cluster
 
     monkeypatch.setattr(executor, "local_cluster", deadly)
-    deaths = 0
-    for attempt in range(4):
-        output = tmp_path / f"{attempt}.gpkg"
-        found = run_detect(settings(image, output=output, workers=2), Stub(sleep=0.25))
-        assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
-        assert table(output) == whole
-        deaths = sum(e["event"] == "worker lost" for e in events_of(output))
-        if deaths:
-            break
-    assert deaths, "nobody died: nothing was tested"
+    output = tmp_path / "o.gpkg"
+    found = run_detect(job_over(image, output=output, workers=2), Stub(sleep=0.25))
+    assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
+    assert table(output) == whole
+    events = Counter(e["event"] for e in events_of(output))
+    assert events["worker lost"] >= 1, "nobody died: nothing was tested"
+    assert events["supertile done"] == 9
+    assert events["tile failed"] == 0
 
 
 def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
@@ -176,7 +156,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
         for col in range(5, 9)
         if (found := only_in(scene, row, col)) is not None
     )
-    found = run_detect(settings(image, output=output, workers=2), Stub(kill=killer))
+    found = run_detect(job_over(image, output=output, workers=2), Stub(kill=killer))
     assert (found.exit_code, found.tiles_failed) == (3, 1)
     assert found.supertiles == {"done": grid.n_supertiles}
     (lost,) = manifest_of(output)["failed_tiles"]
@@ -185,7 +165,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
     # innocent tiles: all others were run
     coverage = pyogrio.read_dataframe(output, layer="coverage")
     assert coverage["tiles_run"].sum() == 195
-    run_detect(settings(image, output=calm), Stub())
+    run_detect(job_over(image, output=calm), Stub())
     missing = {row[1] for row in table(calm)} - {row[1] for row in table(output)}
     window = grid.tile(row, col).window
     frame = pyogrio.read_dataframe(calm, layer="objects")
@@ -198,7 +178,7 @@ def test_one_tile_of_two_hundred_kills_its_workers(make_raster, tmp_path):
     assert (place[:, 3] > y0 - 12.8 - reach).all()
     assert (place[:, 1] < y0 + reach).all()
     # and with a detector that can stand it, the same command makes it whole
-    again = run_detect(settings(image, output=output), Stub())
+    again = run_detect(job_over(image, output=output), Stub())
     assert again.exit_code == 0
     assert table(output) == table(calm)
 
@@ -208,7 +188,7 @@ def test_a_dead_scheduler_ends_the_run_and_the_same_command_goes_on(image, whole
     run = start(command(image, output, workers=2), STUB_SLEEP="0.3")
     wait_for(lambda: len(parts_of(output)) >= 2)
     processes = family(run)
-    (scheduler,) = [p for p in processes if "distributed.Scheduler" in " ".join(p.cmdline())]
+    (scheduler,) = children_like(run, "distributed.Scheduler")
     scheduler.kill()
     status, _, err = end(run)
     assert status == 1
@@ -216,9 +196,145 @@ def test_a_dead_scheduler_ends_the_run_and_the_same_command_goes_on(image, whole
     assert "the same command goes on from there" in err.splitlines()[-1]
     assert "Traceback" not in err, err
     assert all_gone(processes)
-    status, _, err = finish(command(image, output, workers=2))
+    log, n_parts = tmp_path / "calls", len(parts_of(output))
+    assert run_detect(job_over(image, output=output), Stub(str(log))).exit_code == 0
+    assert (table(output), calls(log)) == (whole, 4 * (9 - n_parts))
+
+
+def test_a_scheduler_that_is_gone_is_not_asked(monkeypatch):
+    # whoever asks it waits as long as connecting may take
+    wait = cluster._wait_for_workers
+
+    def killed_before(client, count, started):
+        started[0].kill()
+        started[0].wait()
+        wait(client, count, started)
+
+    def killed_after(client, count, started):
+        wait(client, count, started)
+        started[0].kill()
+        started[0].wait()
+
+    for moment in (killed_before, killed_after):
+        monkeypatch.setattr(cluster, "_wait_for_workers", moment)
+        begun = time.monotonic()
+        with (
+            pytest.raises(ClusterError, match="connection to the scheduler was lost"),
+            cluster.local_cluster(1) as joined,
+        ):
+            joined.look(force=True)
+        assert time.monotonic() - begun < cluster.JOIN_S
+
+
+# --- workers that are there and no use ------------------------------------------------------
+
+
+class LostGpu(Stub):
+    """Its GPU fails once; after that every call in that process fails, as CUDA's do."""
+
+    lost_in: ClassVar[set[int]] = set()
+
+    def __init__(self, said: Path, **kwargs):
+        super().__init__(**kwargs)
+        self.said = said
+
+    def __call__(self, tiles):
+        first = not self.said.exists()
+        if first or os.getpid() in self.lost_in:
+            self.lost_in.add(os.getpid())
+            with self.said.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+        return super().__call__(tiles)
+
+
+def test_a_worker_whose_gpu_is_lost_leaves_and_nothing_is_lost_with_it(image, whole, tmp_path):
+    output, said = tmp_path / "o.gpkg", tmp_path / "said"
+    found = run_detect(job_over(image, output=output, workers=2), LostGpu(said, sleep=0.1))
+    assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
+    assert table(output) == whole
+    assert len(said.read_text().splitlines()) == 1, "a process without a GPU was asked again"
+
+
+def test_a_run_whose_gpu_is_lost_ends_and_the_same_command_goes_on(image, whole, tmp_path):
+    output, said = tmp_path / "o.gpkg", tmp_path / "said"
+    job = job_over(image, output=output)
+    run_detect(replace(job, shard="1/3"), Stub())
+    with pytest.raises(
+        DeviceError, match=r"^the GPU failed: CUDA error: device-side.*goes on"
+    ) as e:
+        run_detect(job, LostGpu(said))
+    assert e.value.exit_code == 1
+    assert len(parts_of(output)) == 3
+    # another process has a GPU again
+    LostGpu.lost_in.clear()
+    log = tmp_path / "calls"
+    assert run_detect(job, LostGpu(said, calls=str(log))).exit_code == 0
+    assert (table(output), calls(log)) == (whole, 24)
+
+
+class Silent(Stub):
+    """Holds the interpreter of the first process that comes, so that it answers nobody."""
+
+    def __init__(self, begun: Path):
+        super().__init__(sleep=0.05)
+        self.begun = begun
+
+    def __call__(self, tiles):
+        try:
+            self.begun.touch(exist_ok=False)
+        except FileExistsError:
+            return super().__call__(tiles)
+        # unlike time.sleep, and like some C libraries
+        ctypes.PyDLL(None).sleep(SILENT_S)
+        return super().__call__(tiles)
+
+
+SILENT_S = 300
+
+
+def test_a_worker_that_answers_nobody_is_given_up(image, whole, tmp_path, monkeypatch):
+    # after so long; below 5 s Dask does not go
+    assert cluster._DASK["distributed.scheduler.worker-ttl"] == "15 minutes"
+    monkeypatch.setitem(cluster._DASK, "distributed.scheduler.worker-ttl", "5 s")
+    output = tmp_path / "o.gpkg"
+    begun = time.monotonic()
+    found = run_detect(job_over(image, output=output, workers=2), Silent(tmp_path / "begun"))
+    assert time.monotonic() - begun < SILENT_S / 2
+    assert (found.exit_code, found.tiles_failed, found.supertiles) == (0, 0, {"done": 9})
+    assert table(output) == whole
+    assert (tmp_path / "begun").exists()
+
+
+class NoWorkers:
+    """A client whose scheduler has no workers."""
+
+    status = "running"
+
+    def nthreads(self):
+        return {}
+
+
+def test_a_run_does_not_wait_for_workers_for_ever(monkeypatch):
+    monkeypatch.setattr(cluster, "LOOK_EVERY_S", 0)
+    seen = cluster.Cluster(NoWorkers())
+    seen.look()
+    monkeypatch.setattr(cluster, "NO_WORKER_S", -1)
+    with pytest.raises(ClusterError, match=r"no worker has been there for.*same command again"):
+        seen.look()
+
+
+def test_time_zone_and_language_change_nothing(image, whole, tmp_path):
+    output = tmp_path / "o.gpkg"
+    before = datetime.now(UTC_ZONE)
+    odd = {"TZ": "Asia/Kathmandu", "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8", "LANGUAGE": "de"}
+    status, _, err = finish(command(image, output), **odd)
     assert status == 0, err
     assert table(output) == whole
+    for event in events_of(output):
+        at = datetime.fromisoformat(event["at"])
+        assert at.utcoffset() == timedelta(0)
+        assert before - timedelta(seconds=1) < at < datetime.now(UTC_ZONE)
 
 
 # --- the disk --------------------------------------------------------------------------------
@@ -239,11 +355,9 @@ def limited(args: list[str], size: int) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("size", "what"), [(4_000, "writing in"), (60_000, r"writing .*o\.gpkg failed")]
 )
-def test_a_full_disk_stops_the_run_and_the_output_stays(
-    image, whole, tmp_path, monkeypatch, size, what
-):
+def test_a_full_disk_stops_the_run_and_the_output_stays(image, whole, tmp_path, size, what):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     old = output.read_bytes()
     for part in parts_of(output)[: 5 if size < 10_000 else 9]:
         part.unlink()
@@ -255,9 +369,7 @@ def test_a_full_disk_stops_the_run_and_the_output_stays(
     assert "MB are free there" in line
     assert output.read_bytes() == old
     assert not list(tmp_path.glob(".o-*"))
-    monkeypatch.setenv("STUB_CALLS", str(log))
-    status, _, err = finish(command(image, output))
-    assert status == 0, err
+    assert run_detect(job_over(image, output=output), Stub(str(log))).exit_code == 0
     assert table(output) == whole
     assert calls(log) == (20 if size < 10_000 else 0)
 
@@ -281,72 +393,159 @@ def test_a_small_disk_that_is_full(image, whole, small_disk):
     assert "No space left on device" in err.splitlines()[-1] or "disk is full" in err
     assert not output.exists()
     subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
-    status, _, err = finish(command(image, output))
-    assert status == 0, err
+    assert run_detect(job_over(image, output=output), Stub()).exit_code == 0
     assert table(output) == whole
 
 
 # --- images that are damaged or change -------------------------------------------------------
 
-CODECS = ["deflate", "lzw", "zstd", "packbits", "lzma", "lerc", "webp"]
+SEEN = ("lzw", "zstd", "lzma", "lerc", "deflate", "webp")
+"""Codecs that do not decode what was overwritten; the others make pixels of almost any bytes."""
+CODECS = (*SEEN, "jpeg", "packbits", "none")
+LAYOUTS = {
+    "tiled": {"tiled": True, "blockxsize": 64, "blockysize": 64},
+    "striped": {"blockysize": 16},
+    "bigtiff": {"tiled": True, "blockxsize": 64, "blockysize": 64, "bigtiff": "yes"},
+}
+SIDE, DAMAGED = 328, TileGrid(328, 328, 128, 32, 224)
+"""4 x 4 tiles in 2 x 2 supertiles."""
 
 
-def write_tiled(path: Path, scene: Scene, codec: str) -> Path:
+@pytest.fixture(scope="module")
+def small_scene() -> Scene:
+    return blob_scene(6, size=SIDE, count=45, large=0)
+
+
+def write_coded(path: Path, scene: Scene, codec: str, layout: str) -> Path:
+    pixels = scene.pixels
+    if codec in ("webp", "jpeg"):
+        # these store three bands of bytes
+        assert pixels.max() < 256
+        pixels = np.concatenate([pixels, pixels[:1]]).astype(np.uint8)
     profile = {
-        "driver": "GTiff", "count": 2, "height": 520, "width": 520, "dtype": "uint16",
-        "crs": UTM, "transform": NORTH_UP, "tiled": True, "blockxsize": 64, "blockysize": 64,
-        "compress": codec, "interleave": "pixel",
+        "driver": "GTiff", "count": len(pixels), "height": SIDE, "width": SIDE, "crs": UTM,
+        "dtype": pixels.dtype.name, "transform": NORTH_UP, "compress": codec,
+        "interleave": "pixel",
     }  # fmt: skip
-    if codec == "lerc":
-        profile["max_z_error"] = 0
-    with rasterio.open(path, "w", **profile) as dst:
-        dst.write(scene.pixels)
+    options = {"lerc": {"max_z_error": 0}, "webp": {"webp_lossless": True}}.get(codec, {})
+    with rasterio.open(path, "w", **profile, **LAYOUTS[layout], **options) as dst:
+        dst.write(pixels)
     return path
 
 
-def spoil_block(path: Path, row: int, col: int) -> None:
-    """Overwrite the stored bytes of one block."""
+def stored(path: Path, row: int, col: int) -> tuple[int, int]:
+    """Return where the bytes of a block lie, and how many they are."""
     with rasterio.open(path) as src:
-        at, size = (
+        return tuple(
             int(src.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1))
             for what in ("OFFSET", "SIZE")
         )
+
+
+def tiles_that_read(layout: str, row: int, col: int) -> set[tuple[int, int]]:
+    """Return the tiles whose windows meet a block."""
+    height = LAYOUTS[layout]["blockysize"]
+    width = LAYOUTS[layout].get("blockxsize", SIDE)
+    block = Window(col * width, row * height, width, height)
+    rows, cols = DAMAGED.shape
+    return {
+        (r, c)
+        for r in range(rows)
+        for c in range(cols)
+        if windows_meet(DAMAGED.tile(r, c).window, block)
+    }
+
+
+def lost_tiles(image: Path, output: Path, detector) -> dict[tuple[int, int], str]:
+    """Run over a damaged image; all that is not left out must have been seen."""
+    found = run_detect(job_over(image, output=output), detector)
+    lost = {tuple(t["tile"]): t["reason"] for t in manifest_of(output)["failed_tiles"]}
+    assert found.exit_code == (3 if lost else 0)
+    assert found.tiles_failed == len(lost)
+    assert sum(found.supertiles.values()) == DAMAGED.n_supertiles
+    assert found.coverage["tiles_run"].sum() == DAMAGED.n_tiles - len(lost)
+    return lost
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("codec", SEEN)
+def test_a_spoilt_block_costs_the_tiles_that_touch_it(tmp_path, small_scene, codec, layout):
+    path = write_coded(tmp_path / "a.tif", small_scene, codec, layout)
+    row, col = (7, 0) if layout == "striped" else (1, 3)
+    at, size = stored(path, row, col)
     with path.open("r+b") as file:
         file.seek(at)
         file.write(b"\xff" * size)
-
-
-@pytest.mark.parametrize("codec", ["deflate", "lzw", "zstd", "lzma", "lerc"])
-def test_a_spoilt_block_costs_the_tiles_that_touch_it(tmp_path, scene, codec):
-    path = write_tiled(tmp_path / "a.tif", scene, codec)
-    # block (3, 3) is rows and columns 192 to 255: tiles 1 (96 to 223) and 2 (192 to 319) see it
-    spoil_block(path, 3, 3)
-    output = tmp_path / "o.gpkg"
-    found = run_detect(settings(path, output=output), Stub())
-    assert found.exit_code == 3
-    lost = {tuple(t["tile"]): t["reason"] for t in manifest_of(output)["failed_tiles"]}
-    assert set(lost) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    lost = lost_tiles(path, tmp_path / "o.gpkg", Stub())
+    assert set(lost) == tiles_that_read(layout, row, col)
+    assert 0 < len(lost) < DAMAGED.n_tiles
     assert all("cannot read rows" in reason for reason in lost.values())
-    assert sum(found.supertiles.values()) == 9
-    assert found.coverage["tiles_run"].sum() == 36 - 4
 
 
-@pytest.mark.parametrize("codec", ["none", "deflate", "lzw", "zstd", "packbits", "lerc"])
-def test_a_truncated_image_is_refused_before_any_work(tmp_path, scene, codec):
-    path = write_tiled(tmp_path / "a.tif", scene, codec)
+@pytest.mark.parametrize("codec", CODECS)
+def test_flipped_bytes_cost_no_tile_that_does_not_touch_them(tmp_path, small_scene, codec):
+    # whether a codec sees them is its own affair (docs/faults.md): nobody else may suffer
+    path = write_coded(tmp_path / "a.tif", small_scene, codec, "tiled")
+    calm = path.read_bytes()
+    row, col = 1, 3
+    at, size = stored(path, row, col)
+    rng, spoilt = np.random.default_rng(3), bytearray(calm)
+    for place in rng.choice(size, min(60, size // 4), replace=False):
+        spoilt[at + place] ^= int(rng.integers(1, 256))
+    path.write_bytes(spoilt)
+    lost = lost_tiles(path, tmp_path / "o.gpkg", Bright())
+    touching = tiles_that_read("tiled", row, col)
+    assert set(lost) in (set(), touching)
+    if codec in ("lzw", "lerc", "webp", "lzma"):
+        assert set(lost) == touching
+    if codec == "none":
+        assert not lost, "seen after all: docs/faults.md says it is not"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_truncated_image_is_refused_before_any_work(tmp_path, small_scene, codec, layout):
+    path = write_coded(tmp_path / "a.tif", small_scene, codec, layout)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 7 // 10])
     output = tmp_path / "o.gpkg"
     with pytest.raises(SourceError, match="is truncated") as refused:
-        run_detect(settings(path, output=output), Stub())
+        run_detect(job_over(path, output=output), Stub())
     assert refused.value.exit_code == 2
     assert not output.exists()
     assert not parts_of(output)
 
 
+def test_what_was_not_imaged_and_what_is_empty_add_up_with_the_rest(make_raster, tmp_path):
+    scene = blob_scene(5, size=520, count=110, large=1)
+    pixels = scene.pixels
+    # the left half holds no pixel, the lower right corner no object, one tile breaks the detector
+    pixels[:, :, :260] = NODATA
+    pixels[:, 150:, 260:] = 0
+    path = make_raster("a.tif", pixels, nodata=NODATA)
+    output, log = tmp_path / "o.gpkg", tmp_path / "calls"
+    poison = int(pixels[0, :128, 450:].max())
+    status, out, err = finish(command(path, output), STUB_CALLS=str(log), STUB_POISON=str(poison))
+    assert status == 3, err
+    coverage = pyogrio.read_dataframe(output, layer="coverage")
+    states = Counter(coverage["status"])
+    assert set(states) == {"done", "empty", "nodata"}
+    assert sum(states.values()) == 9
+    told = ", ".join(f"{states[s]} {s}" for s in ("done", "empty", "nodata"))
+    assert told in out, out
+    # no tile without a pixel was looked at, and the tiles add up too
+    assert calls(log) >= coverage["tiles_run"].sum()
+    assert coverage.loc[coverage["status"] == "nodata", "tiles_run"].sum() == 0
+    assert coverage["tiles_failed"].sum() > 0
+
+
+NODATA = 60_000
+
+
 def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tmp_path):
+    image = Path(shutil.copyfile(image, tmp_path / "painted.tif"))
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, shard="1/2")
+    job = job_over(image, output=output, shard="1/2")
     run_detect(job, Stub())
     n_parts = len(parts_of(output))
     assert 0 < n_parts < 9
@@ -357,7 +556,7 @@ def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tm
             run_detect(changed, Stub())
     assert len(parts_of(output)) == n_parts
     run_detect(replace(job, shard=None, overwrite=True), Stub())
-    run_detect(settings(image, output=tmp_path / "turned.gpkg"), Stub())
+    run_detect(job_over(image, output=tmp_path / "turned.gpkg"), Stub())
     assert table(output) == table(tmp_path / "turned.gpkg")
 
 
@@ -367,18 +566,18 @@ def test_an_image_that_changed_is_not_mixed_with_what_was_found(image, scene, tm
 @pytest.mark.parametrize("workers", [1, 2])
 def test_on_error_fail_ends_the_run(image, scene, tmp_path, workers):
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, on_error="fail", workers=workers)
+    job = job_over(image, output=output, on_error="fail", workers=workers)
     with pytest.raises(TileError, match=r"painted\.tif, supertile \(1, 1\) failed.*goes on") as end:
         run_detect(job, Stub(poison=only_in(scene, 2, 2)))
     assert end.value.exit_code == 1
     assert not output.exists()
-    assert run_detect(job, Stub()).exit_code == 0
+    assert run_detect(replace(job, workers=1), Stub()).exit_code == 0
 
 
 @pytest.mark.parametrize(("most", "code"), [(0, 4), (1, 4), (2, 3)])
 def test_max_errors(image, scene, tmp_path, most, code):
     output = tmp_path / "o.gpkg"
-    job = settings(image, output=output, max_errors=most)
+    job = job_over(image, output=output, max_errors=most)
     two = TwoPoisons(only_in(scene, 0, 0), only_in(scene, 2, 2))
     if code == 3:
         found = run_detect(job, two)
@@ -407,12 +606,16 @@ class TwoPoisons(Stub):
 
 def test_a_second_run_in_the_same_directory_is_refused(image, tmp_path):
     output = tmp_path / "o.gpkg"
-    first = start(command(image, output), STUB_SLEEP="0.2")
-    wait_for(lambda: parts_of(output))
+    first = start(command(image, output), STUB_GATE=str(tmp_path / "never"))
+    wait_for((tmp_path / "o.geoseg-run" / "owner.json").exists)
     status, _, err = finish(command(image, output))
     assert status == 2
     assert f'is in use by another run ({{"pid": {first.pid},' in err
-    assert end(first)[0] == 0
+    assert first.poll() is None
+    first.kill()
+    end(first)
+    # the lock goes with its process
+    assert run_detect(job_over(image, output=output), Stub()).exit_code == 0
 
 
 HOLD = """
@@ -427,14 +630,14 @@ sys.stdin.read()
 def test_an_output_that_another_process_holds(image, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("geoseg.outputs.tables.LOCK_WAIT_S", 0.5)
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     old = table(output)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout.readline() == b"locked\n"
     with pytest.raises(OutputError, match=r"was not replaced: database is locked.*complete") as end:
-        run_detect(settings(image, output=output, simplify=1.0), Stub())
+        run_detect(job_over(image, output=output, simplify=1.0), Stub())
     assert end.value.exit_code == 2
     (beside,) = tmp_path.glob("o.2*.gpkg")
     assert len(table(beside)) == len(old)
@@ -442,7 +645,7 @@ def test_an_output_that_another_process_holds(image, whole, tmp_path, monkeypatc
     assert table(output) == old
     # let go, the same command writes it, from what is finished
     log = tmp_path / "calls"
-    run_detect(settings(image, output=output), Stub(str(log)))
+    run_detect(job_over(image, output=output), Stub(str(log)))
     assert (table(output), calls(log)) == (whole, 0)
 
 
@@ -463,10 +666,10 @@ os._exit(9)
 @pytest.mark.parametrize(("mode", "sidecar"), [("delete", "-journal"), ("wal", "-wal")])
 def test_the_journal_of_a_killed_program_beside_the_output(image, whole, tmp_path, mode, sidecar):
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     subprocess.run([sys.executable, "-c", HOT, str(output), mode], check=False)
     assert Path(f"{output}{sidecar}").stat().st_size > 0
-    run_detect(settings(image, output=output, overwrite=True), Stub())
+    run_detect(job_over(image, output=output, overwrite=True), Stub())
     assert not list(tmp_path.glob("o.gpkg-*"))
     assert sqlite3.connect(output).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert table(output) == whole
@@ -476,14 +679,15 @@ def test_the_journal_of_a_killed_program_beside_the_output(image, whole, tmp_pat
 
 
 def test_shards_side_by_side_are_the_single_run(image, whole, tmp_path):
-    output, log = tmp_path / "o.gpkg", tmp_path / "calls"
+    output, log, gate = tmp_path / "o.gpkg", tmp_path / "calls", tmp_path / "gate"
     runs = [
-        start(command(image, output, "--shard", f"{i}/3"), STUB_SLEEP="0.5", STUB_CALLS=str(log))
+        start(command(image, output, "--shard", f"{i}/3"), STUB_CALLS=str(log), STUB_GATE=str(gate))
         for i in (1, 2, 3)
     ]
-    wait_for(lambda: parts_of(output))
-    status, _, err = finish(command(image, output))
-    assert (status, "is in use by another run" in err) == (2, True)
+    wait_for(lambda: len(list((tmp_path / "o.geoseg-run").glob("owner-*-of-3.json"))) == 3)
+    with pytest.raises(ConfigError, match="is in use by another run"):
+        run_detect(job_over(image, output=output), Stub())
+    gate.touch()
     for i, run in enumerate(runs, start=1):
         status, out, err = end(run)
         assert status == 0, err
@@ -491,8 +695,7 @@ def test_shards_side_by_side_are_the_single_run(image, whole, tmp_path):
         assert f"shard {i}/3 in " in out
     assert not output.exists()
     assert calls(log) == 36
-    status, _, err = finish(command(image, output), STUB_CALLS=str(log))
-    assert status == 0, err
+    assert run_detect(job_over(image, output=output), Stub(str(log))).exit_code == 0
     assert calls(log) == 36
     assert table(output) == whole
 
@@ -503,15 +706,15 @@ def test_a_shard_that_was_killed_is_made_up_for(image, whole, tmp_path):
     wait_for(lambda: parts_of(output))
     run.kill()
     run.communicate()
-    run_detect(settings(image, output=output, shard="2/2"), Stub())
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output, shard="2/2"), Stub())
+    run_detect(job_over(image, output=output), Stub())
     assert table(output) == whole
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", ""])
 def test_no_share(image, tmp_path, text):
     with pytest.raises(ConfigError, match="expected i/n such as 2/4"):
-        settings(image, output=tmp_path / "o.gpkg", shard=text)
+        job_over(image, output=tmp_path / "o.gpkg", shard=text)
 
 
 def test_shards_hold_their_locks_side_by_side(tmp_path):
@@ -530,32 +733,24 @@ def test_shards_hold_their_locks_side_by_side(tmp_path):
 # --- the executor ----------------------------------------------------------------------------
 
 
-def live(number: int) -> int:
-    if number == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def test_only_the_task_that_kills_is_blamed():
-    # the windows of two a worker keep what waits away from it; what was beside it is run alone
+@pytest.fixture(scope="module")
+def two():
     with Workers(2) as workers:
-        first = dict(workers.run(live, range(40)))
-        failed = [task for task, outcome in first.items() if isinstance(outcome, Exception)]
-        assert 7 in failed
-        assert len(failed) <= 4
-        alone = dict(workers.run(live, failed, alone=True))
+        yield workers
+
+
+def test_only_the_task_that_kills_is_blamed(two):
+    # the windows of two a worker keep what waits away from it; what was beside it is run alone
+    first = dict(two.run(live, range(40)))
+    failed = [task for task, outcome in first.items() if isinstance(outcome, Exception)]
+    assert 7 in failed
+    assert len(failed) <= 4
+    alone = dict(two.run(live, failed, alone=True))
     assert [task for task, outcome in alone.items() if isinstance(outcome, Exception)] == [7]
+    assert sorted(first) == list(range(40))
 
 
-def finish_and_die(task: tuple[int, str]) -> int:
-    number, died = task
-    if number == 1 and not Path(died).exists():
-        Path(died).touch()
-        threading.Timer(0.2, os._exit, [1]).start()
-    return number
-
-
-def test_a_result_whose_worker_dies_before_it_is_fetched(tmp_path, monkeypatch):
+def test_a_result_whose_worker_dies_before_it_is_fetched(two, tmp_path, monkeypatch):
     fetch, died = executor._HandOut._fetch, tmp_path / "died"
 
     def late(self, future):
@@ -564,13 +759,12 @@ def test_a_result_whose_worker_dies_before_it_is_fetched(tmp_path, monkeypatch):
         return fetch(self, future)
 
     monkeypatch.setattr(executor._HandOut, "_fetch", late)
-    with Workers(2) as workers:
-        done = workers.run(finish_and_die, [(i, str(died)) for i in range(4)])
-        assert sorted(outcome for _, outcome in done) == [0, 1, 2, 3]
+    done = two.run(finish_and_die, [(i, str(died)) for i in range(4)])
+    assert sorted(outcome for _, outcome in done) == [0, 1, 2, 3]
     assert died.exists()
 
 
-def test_tasks_are_taken_as_room_comes():
+def test_tasks_are_taken_as_room_comes(two):
     taken = []
 
     def tasks():
@@ -578,32 +772,28 @@ def test_tasks_are_taken_as_room_comes():
             taken.append(number)
             yield number
 
-    with Workers(2) as workers:
-        done = workers.run(abs, tasks())
-        next(done)
-        assert len(taken) <= 5
-        assert sum(1 for _ in done) == 49
+    done = two.run(abs, tasks())
+    next(done)
+    assert len(taken) <= 5
+    assert sum(1 for _ in done) == 49
 
 
 def ports(processes: list[psutil.Process]) -> set[str]:
-    return {
-        c.laddr.ip
-        for p in processes
-        for c in p.net_connections("inet")
-        if c.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found |= {
+                c.laddr.ip
+                for c in process.net_connections("inet")
+                if c.status == psutil.CONN_LISTEN
+            }
+    return found
 
 
-def test_nothing_listens_beyond_this_machine():
-    with Workers(2) as workers:
-        cluster = workers.start()
-        wait_for(lambda: len(cluster.client.nthreads()) == 2)
-        assert ports(psutil.Process().children(recursive=True)) == {"127.0.0.1"}
-
-
-def which_gpu(_: int) -> tuple[str, int]:
-    time.sleep(0.3)
-    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+def test_nothing_listens_beyond_this_machine(two):
+    cluster = two.start()
+    wait_for(lambda: len(cluster.client.nthreads()) == 2)
+    assert ports(psutil.Process().children(recursive=True)) == {"127.0.0.1"}
 
 
 def test_each_worker_sees_its_own_gpu():
@@ -619,7 +809,7 @@ def test_each_worker_sees_its_own_gpu():
 
 def test_a_run_in_a_thread_has_no_signals_to_hear(image):
     found = []
-    thread = threading.Thread(target=lambda: found.append(run_detect(settings(image), Stub())))
+    thread = threading.Thread(target=lambda: found.append(run_detect(job_over(image), Stub())))
     thread.start()
     thread.join()
     assert found[0].exit_code == 0
@@ -627,7 +817,7 @@ def test_a_run_in_a_thread_has_no_signals_to_hear(image):
 
 def test_the_manifest_tells_memory_by_stage(image, tmp_path):
     output = tmp_path / "o.gpkg"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     told = json.loads((tmp_path / "o.geoseg-run" / "run.json").read_text())
     assert list(told["peak_mb_by_stage"]) == ["supertiles", "joins", "output"]
     assert all(50 < value < 5000 for value in told["peak_mb_by_stage"].values())

@@ -17,7 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from geoseg.errors import ModelError
+from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, load_card_and_weights, read_card, save_model
 from geoseg.models.detector import Detector
 from geoseg.models.inference import MaskRCNNDetector, choose_device, propose
@@ -587,3 +587,70 @@ def test_a_town_saturates_no_tile_of_the_shipped_model(tmp_path):
     assert min(len(f) for f in found) > 5
     assert max(len(f) for f in found) < find_card("buildings").max_detections
     assert [f.saturated for f in found] == [False, False]
+
+
+# --- a GPU that is full ----------------------------------------------------------------------
+
+
+class SmallGpu(torch.nn.Module):
+    """A backbone with room for so many tiles at once; for more it fails as a full GPU does."""
+
+    def __init__(self, backbone, room: int, error: type[RuntimeError], text: str):
+        super().__init__()
+        self.backbone, self.room, self.raised = backbone, room, (error, text)
+        self.seen: list[int] = []
+
+    def forward(self, pixels):
+        self.seen.append(len(pixels))
+        if len(pixels) > self.room:
+            error, text = self.raised
+            raise error(text)
+        return self.backbone(pixels)
+
+
+def detector_with_room(room: int, batch: int, error=torch.cuda.OutOfMemoryError, text=None):
+    detector = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=batch)
+    text = text or "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"
+    gpu = SmallGpu(detector.model.backbone, room, error, text)
+    detector.model.backbone = gpu
+    return detector, gpu
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.cuda.OutOfMemoryError, None),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ],
+)
+def test_a_full_gpu_gets_fewer_tiles_and_the_same_is_found(caplog, error, text):
+    tiles = np.random.default_rng(1).integers(0, 256, (9, 3, 96, 128), dtype=np.uint8)
+    one_by_one = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=1)(tiles)
+    detector, gpu = detector_with_room(2, 8, error, text)
+    found = detector(tiles)
+    # each tile once, in its order: nothing of the attempts that failed is kept
+    assert gpu.seen == [8, 4, 2, 2, 2, 2, 1]
+    assert detector.batch == 2
+    assert "the GPU has no room for 8 tiles of 96 x 128 px at once; going on with 4" in caplog.text
+    assert len(found) == len(tiles)
+    assert sum(len(f) for f in found) > 20
+    for got, wanted in zip(found, one_by_one, strict=True):
+        same(got, wanted)
+    # the next call begins with what had room
+    gpu.seen.clear()
+    detector(tiles[:4])
+    assert gpu.seen == [2, 2]
+
+
+def test_a_gpu_without_room_for_one_tile_says_so(tiles):
+    detector, gpu = detector_with_room(0, 2)
+    with pytest.raises(TileError, match=r"no room for one tile of 96 x 128 px \(CUDA out of mem"):
+        detector(tiles)
+    assert gpu.seen == [2, 1]
+
+
+def test_other_failures_of_a_network_are_not_taken_for_a_full_gpu(tiles):
+    detector, gpu = detector_with_room(1, 2, RuntimeError, "shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        detector(tiles)
+    assert (gpu.seen, detector.batch) == ([2], 2)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -15,31 +14,16 @@ import psutil
 import pyogrio
 import pytest
 import shapely
-from painted import Scene, blob_scene
-from runs import NORTH_UP, TILES, UTM, calls, environment, table, wait_for
+from painted import Scene
+from runs import UTM, calls, environment, job_over, table, wait_for
 from stubs import Stub
 
-from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError, OutputError
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs import pipeline
 from geoseg.jobs.ledger import MANIFEST, RunDirectory
 from geoseg.jobs.pipeline import run_detect
 from geoseg.records import Instances
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return blob_scene(5, size=520, count=110, large=1)
-
-
-@pytest.fixture
-def image(make_raster, scene) -> Path:
-    return make_raster("painted.tif", scene.pixels, transform=NORTH_UP, crs=UTM)
-
-
-def settings(image: Path, **changes) -> DetectSettings:
-    return DetectSettings(images=(str(image),), **(TILES | {"workers": 1} | changes))
 
 
 def alone(scene: Scene, box: tuple[slice, slice]) -> int:
@@ -60,7 +44,7 @@ def poison(scene) -> int:
 
 def test_a_failed_tile_is_said_and_tried_again_alone(image, scene, poison, tmp_path):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
-    first = run_detect(settings(image, output=output), Stub(str(log), poison))
+    first = run_detect(job_over(image, output=output), Stub(str(log), poison))
     assert first.exit_code == 3
     assert first.supertiles == {"done": 9}
     (lost,) = json.loads((first.run_dir / MANIFEST).read_text())["failed_tiles"]
@@ -84,38 +68,38 @@ def test_a_failed_tile_is_said_and_tried_again_alone(image, scene, poison, tmp_p
 
     # the very same call replaces its own output, and runs that supertile only
     before = calls(log)
-    second = run_detect(settings(image, output=output), Stub(str(log)))
+    second = run_detect(job_over(image, output=output), Stub(str(log)))
     assert (second.exit_code, second.supertiles) == (0, {"done": 9})
     assert calls(log) - before == 4
-    run_detect(settings(image, output=tmp_path / "whole.gpkg"), Stub())
+    run_detect(job_over(image, output=tmp_path / "whole.gpkg"), Stub())
     assert table(output) == table(tmp_path / "whole.gpkg")
 
 
 def test_a_finished_run_again_does_and_writes_nothing(image, tmp_path):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
-    first = run_detect(settings(image, output=output), Stub(str(log)))
+    first = run_detect(job_over(image, output=output), Stub(str(log)))
     seen, written = calls(log), output.stat().st_mtime_ns
-    second = run_detect(settings(image, output=output), Stub(str(log)))
+    second = run_detect(job_over(image, output=output), Stub(str(log)))
     assert (second.already_done, second.exit_code, second.n_objects) == (True, 0, first.n_objects)
     assert (calls(log), output.stat().st_mtime_ns) == (seen, written)
     assert second.objects["uid"].tolist() == first.objects["uid"].tolist()
     assert second.seams == first.seams
     # another outline: joined and written again from the same parts
-    third = run_detect(settings(image, output=output, simplify=2.0), Stub(str(log)))
+    third = run_detect(job_over(image, output=output, simplify=2.0), Stub(str(log)))
     assert (third.already_done, calls(log)) == (False, seen)
     assert output.stat().st_mtime_ns != written
 
 
 def test_an_output_that_changed_since_is_not_replaced(image, tmp_path):
     output = tmp_path / "o.parquet"
-    run_detect(settings(image, output=output), Stub())
+    run_detect(job_over(image, output=output), Stub())
     with output.open("ab") as file:
         file.write(b"somebody's edit")
     content = output.read_bytes()
     with pytest.raises(OutputError, match="was changed since this run wrote it; give --overwrite"):
-        run_detect(settings(image, output=output), Stub())
+        run_detect(job_over(image, output=output), Stub())
     assert output.read_bytes() == content
-    run_detect(settings(image, output=output, overwrite=True), Stub())
+    run_detect(job_over(image, output=output, overwrite=True), Stub())
     assert output.read_bytes() != content
 
 
@@ -123,7 +107,7 @@ def test_somebody_elses_output_is_not_replaced(image, tmp_path):
     output = tmp_path / "o.gpkg"
     output.write_bytes(b"mine")
     with pytest.raises(OutputError, match="exists; give --overwrite"):
-        run_detect(settings(image, output=output), Stub())
+        run_detect(job_over(image, output=output), Stub())
     assert output.read_bytes() == b"mine"
 
 
@@ -137,10 +121,10 @@ def test_killed_after_the_output_was_put_in_place(image, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "write_output", killed)
     with pytest.raises(SystemExit):
-        run_detect(settings(image, output=output), Stub())
+        run_detect(job_over(image, output=output), Stub())
     monkeypatch.setattr(pipeline, "write_output", write)
     assert output.exists()
-    assert run_detect(settings(image, output=output), Stub()).exit_code == 0
+    assert run_detect(job_over(image, output=output), Stub()).exit_code == 0
 
 
 def ground(xy):
@@ -151,7 +135,7 @@ def test_imaged_share_leaves_out_what_failed(image, poison, tmp_path):
     regions = tmp_path / "regions.gpkg"
     gpd.GeoSeries([shapely.box(500_000, 5_499_948, 500_052, 5_500_000)], crs=UTM).to_file(regions)
     result = run_detect(
-        settings(image, regions=regions, run_dir=tmp_path / "r"), Stub(poison=poison)
+        job_over(image, regions=regions, run_dir=tmp_path / "r"), Stub(poison=poison)
     )
     (lost,) = json.loads((tmp_path / "r" / MANIFEST).read_text())["failed_tiles"]
     core = TileGrid(520, 520, 128, 32, 224).tile(*lost["tile"]).core
@@ -196,7 +180,7 @@ def bad_record(tiles):
 )
 def test_a_detector_that_returns_rubbish_fails_with_a_reason(image, detector, reason):
     detector.classes = ("thing",)
-    result = run_detect(settings(image, supertile_size=1024), detector)
+    result = run_detect(job_over(image, supertile_size=1024), detector)
     assert (result.supertiles, result.exit_code, len(result.objects)) == ({"failed": 1}, 3, 0)
     assert result.coverage["reason"].str.contains(reason).all()
     assert result.tiles_failed == 36
@@ -211,7 +195,7 @@ def test_odd_masks_stop_nothing(image, mask):
         return [Instances(box, np.ones(1, np.float32), np.array([0]), masks) for _ in tiles]
 
     odd.classes = ("thing",)
-    result = run_detect(settings(image, supertile_size=1024), odd)
+    result = run_detect(job_over(image, supertile_size=1024), odd)
     assert result.exit_code == 0
     assert shapely.is_valid(result.objects.geometry).all()
 
@@ -221,16 +205,16 @@ def test_odd_masks_stop_nothing(image, mask):
 
 def test_other_settings_in_the_same_run_directory(image, tmp_path):
     run_dir = tmp_path / "run"
-    one = run_detect(settings(image, run_dir=run_dir), Stub())
+    one = run_detect(job_over(image, run_dir=run_dir), Stub())
     parts = sorted(run_dir.glob("parts/*.parquet"))
     for other in ({"min_score": 0.9}, {"tile_size": 160}, {"bidx": (2, 1)}):
         with pytest.raises(ConfigError, match="other images, model or settings; give --overwrite"):
-            run_detect(settings(image, run_dir=run_dir, **other), Stub())
+            run_detect(job_over(image, run_dir=run_dir, **other), Stub())
     assert sorted(run_dir.glob("parts/*.parquet")) == parts
     # what does not change the parts may change
-    again = run_detect(settings(image, run_dir=run_dir, dst_crs="EPSG:3857"), Stub(poison=1))
+    again = run_detect(job_over(image, run_dir=run_dir, dst_crs="EPSG:3857"), Stub(poison=1))
     assert again.objects["uid"].tolist() == one.objects["uid"].tolist()
-    other = run_detect(settings(image, run_dir=run_dir, min_score=0.9, overwrite=True), Stub())
+    other = run_detect(job_over(image, run_dir=run_dir, min_score=0.9, overwrite=True), Stub())
     assert len(other.objects) < len(one.objects)
     assert not set(parts) & set(run_dir.glob("parts/*.parquet"))
 
@@ -251,13 +235,13 @@ class Unnamed(Stub):
 
 def test_a_changed_detector_is_not_served_old_parts(image, tmp_path):
     output = tmp_path / "o.gpkg"
-    every = run_detect(settings(image, output=output), Unnamed(0))
+    every = run_detect(job_over(image, output=output), Unnamed(0))
     with pytest.raises(ConfigError, match="other images, model or settings"):
-        run_detect(settings(image, run_dir=every.run_dir), Unnamed(300))
-    large = run_detect(settings(image, output=output, overwrite=True), Unnamed(300))
+        run_detect(job_over(image, run_dir=every.run_dir), Unnamed(300))
+    large = run_detect(job_over(image, output=output, overwrite=True), Unnamed(300))
     assert 0 < len(large.objects) < len(every.objects)
     # and the same one goes on
-    assert len(run_detect(settings(image, run_dir=large.run_dir), Unnamed(300)).objects) == len(
+    assert len(run_detect(job_over(image, run_dir=large.run_dir), Unnamed(300)).objects) == len(
         large.objects
     )
 
@@ -267,9 +251,9 @@ def test_a_directory_with_something_else_is_left_alone(image, tmp_path):
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        run_detect(settings(image, run_dir=tmp_path / "photos", overwrite=True), Stub())
+        run_detect(job_over(image, run_dir=tmp_path / "photos", overwrite=True), Stub())
     with pytest.raises(ConfigError, match="is a file; name a directory"):
-        run_detect(settings(image, run_dir=tmp_path / "file"), Stub())
+        run_detect(job_over(image, run_dir=tmp_path / "file"), Stub())
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
@@ -278,7 +262,7 @@ def test_a_directory_of_a_run_that_was_stopped_at_its_start(image, tmp_path):
     run_dir.mkdir()
     for name in ("lock", "owner.json", f".{MANIFEST}.123"):
         (run_dir / name).write_text("")
-    assert run_detect(settings(image, run_dir=run_dir), Stub()).exit_code == 0
+    assert run_detect(job_over(image, run_dir=run_dir), Stub()).exit_code == 0
 
 
 def test_two_runs_on_one_directory(image, tmp_path):
@@ -287,8 +271,8 @@ def test_two_runs_on_one_directory(image, tmp_path):
         RunDirectory(run_dir).locked(),
         pytest.raises(ConfigError, match=rf'in use by another run \(\{{"pid": {os.getpid()}, '),
     ):
-        run_detect(settings(image, run_dir=run_dir), Stub())
-    assert run_detect(settings(image, run_dir=run_dir), Stub()).exit_code == 0
+        run_detect(job_over(image, run_dir=run_dir), Stub())
+    assert run_detect(job_over(image, run_dir=run_dir), Stub()).exit_code == 0
 
 
 def test_a_factory_that_breaks_in_the_run_ends_it(image, monkeypatch, tmp_path):
@@ -296,7 +280,7 @@ def test_a_factory_that_breaks_in_the_run_ends_it(image, monkeypatch, tmp_path):
     monkeypatch.setattr("geoseg.jobs.supertile.load_detector", raise_model_error)
     output = tmp_path / "o.gpkg"
     with pytest.raises(ModelError, match="weights are gone"):
-        run_detect(settings(image, output=output, detector="stubs:make"))
+        run_detect(job_over(image, output=output, detector="stubs:make"))
     assert not output.exists()
 
 
@@ -338,7 +322,7 @@ def test_killed_and_started_again_is_the_same_as_not_killed(image, tmp_path, wor
     )
     assert again.returncode == 0, again.stderr
     assert all(p.stat().st_mtime_ns == then for p, then in finished.items())
-    whole = run_detect(settings(image, output=tmp_path / "whole.gpkg"), Stub())
+    whole = run_detect(job_over(image, output=tmp_path / "whole.gpkg"), Stub())
     assert table(output) == table(tmp_path / "whole.gpkg")
     tiles = whole.coverage["tiles"].sum()
     done_before = tiles - calls(log)
@@ -379,7 +363,7 @@ def test_a_plain_script_with_its_detector_beside_it(image, tmp_path):
     wait_for(look)
     out, err = run.communicate(timeout=180)
     assert (run.returncode, err) == (0, "")
-    here = run_detect(settings(image), Stub()).objects
+    here = run_detect(job_over(image), Stub()).objects
     assert out.split() == [str(len(here)), *here["uid"]]
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]

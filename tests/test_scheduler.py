@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from painted import blob_scene
 from runs import (
-    NORTH_UP,
     TILES,
-    UTM,
     command,
     end,
     environment,
@@ -22,7 +19,6 @@ from runs import (
     table,
     wait_for,
 )
-from stubs import Stub
 
 from geoseg.config import DetectSettings
 from geoseg.errors import ClusterError, ConfigError
@@ -30,20 +26,6 @@ from geoseg.jobs import cluster
 from geoseg.jobs.cluster import Joining, joined_cluster, scheduler_address
 from geoseg.jobs.pipeline import run_detect
 from geoseg.jobs.probe import Terms, problem_here, versions
-
-
-@pytest.fixture
-def image(make_raster) -> Path:
-    scene = blob_scene(5, size=520, count=110, large=1)
-    return make_raster("painted.tif", scene.pixels, transform=NORTH_UP, crs=UTM)
-
-
-@pytest.fixture
-def whole(image, tmp_path) -> list[tuple]:
-    output = tmp_path / "whole.gpkg"
-    run_detect(DetectSettings(images=(str(image),), output=output, workers=1, **TILES), Stub())
-    return table(output)
-
 
 Add = Callable[..., subprocess.Popen]
 

@@ -10,20 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from painted import blob_scene
 from runs import (
-    NORTH_UP,
-    TILES,
-    UTM,
     all_gone,
     command,
     end,
     events_of,
     family,
     finish,
+    job_over,
     manifest_of,
     parts_of,
     start,
@@ -32,25 +28,11 @@ from runs import (
 )
 from stubs import Stub
 
-from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, StoppedError, TileError
 from geoseg.jobs import pipeline
 from geoseg.jobs.events import redact
 from geoseg.jobs.pipeline import run_detect
 from geoseg.jobs.stop import Stop, stop_time
-
-
-@pytest.fixture
-def image(make_raster) -> Path:
-    scene = blob_scene(5, size=520, count=110, large=1)
-    return make_raster("painted.tif", scene.pixels, transform=NORTH_UP, crs=UTM)
-
-
-@pytest.fixture
-def whole(image, tmp_path) -> list[tuple]:
-    output = tmp_path / "whole.gpkg"
-    run_detect(DetectSettings(images=(str(image),), output=output, workers=1, **TILES), Stub())
-    return table(output)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -133,7 +115,7 @@ def test_a_stop_file_stops(image, whole, tmp_path):
 
 def test_until_stops_before_a_task_that_would_not_be_finished(image, whole, tmp_path, monkeypatch):
     output = tmp_path / "o.gpkg"
-    job = DetectSettings(images=(str(image),), output=output, workers=1, until="07:00", **TILES)
+    job = job_over(image, output=output, until="07:00")
     soon = datetime.now(UTC) + timedelta(seconds=2)
     monkeypatch.setattr(pipeline, "stop_time", lambda _: soon)
     with pytest.raises(StoppedError, match=r"stopped: it would soon be .* \(--until\)") as stopped:
@@ -204,7 +186,7 @@ def test_handlers_are_put_back():
 
 def test_events_tell_what_happened_without_folders(image, tmp_path):
     output = tmp_path / "o.gpkg"
-    run_detect(DetectSettings(images=(str(image),), output=output, workers=1, **TILES), Stub())
+    run_detect(job_over(image, output=output), Stub())
     events = events_of(output)
     names = [e["event"] for e in events]
     assert (names[0], names[-1]) == ("started", "finished")
@@ -242,13 +224,8 @@ open(sys.argv[1], "w").write(json.dumps(told))
 def test_notify_is_told_how_it_ended(image, tmp_path):
     script, said, output = tmp_path / "tell.py", tmp_path / "said.json", tmp_path / "o.gpkg"
     script.write_text(TELL)
-    job = DetectSettings(
-        images=(str(image),),
-        output=output,
-        workers=1,
-        notify=shlex.join([sys.executable, str(script), str(said)]),
-        **TILES,
-    )
+    notify = shlex.join([sys.executable, str(script), str(said)])
+    job = job_over(image, output=output, notify=notify)
     found = run_detect(job, Stub())
     told = json.loads(said.read_text())
     assert told["GEOSEG_STATE"] == "finished"
@@ -266,8 +243,6 @@ def test_notify_is_told_how_it_ended(image, tmp_path):
 
 @pytest.mark.parametrize("bad", ["/not/there", "false", "'"])
 def test_a_notification_that_fails_fails_no_run(image, tmp_path, caplog, bad):
-    job = DetectSettings(
-        images=(str(image),), output=tmp_path / "o.gpkg", workers=1, notify=bad, **TILES
-    )
+    job = job_over(image, output=tmp_path / "o.gpkg", notify=bad)
     assert run_detect(job, Stub()).exit_code == 0
     assert f"--notify {bad}: " in caplog.text

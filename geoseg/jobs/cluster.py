@@ -90,7 +90,8 @@ class Cluster:
     joined : Joining, optional
         None: the workers were started for this run.
     revive : callable, optional
-        Starts own workers again that have ended with their keepers.
+        Starts own workers again that have ended with their keepers; raises `ClusterError` if the
+        scheduler has ended.
     """
 
     def __init__(
@@ -218,6 +219,9 @@ def local_cluster(count: int, gpus: Sequence[str] = ()) -> Iterator[Cluster]:
             return _start("distributed.Nanny", options, (address,), env | own)
 
         def revive() -> None:
+            if started[0].poll() is not None:
+                # asking it would take as long as connecting may: minutes
+                raise scheduler_lost()
             # a keeper starts its worker again, but ends where the worker said goodbye
             for number in range(count):
                 if started[1 + number].poll() is not None:
@@ -293,8 +297,13 @@ def _wait_for_workers(client: Any, count: int, started: Sequence[subprocess.Pope
     """Wait for the first worker; the others may come while it works."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and any(p.poll() is None for p in started[1:]):
-        if client.nthreads():
-            return
+        if started[0].poll() is not None:
+            raise scheduler_lost()
+        try:
+            if client.nthreads():
+                return
+        except (OSError, RuntimeError, ValueError) as error:
+            raise scheduler_lost(error) from error
         time.sleep(0.05)
     raise ClusterError(f"none of {count} worker processes started; --workers 1 runs without them")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import shapely
 
 from geoseg.errors import (
+    DeviceError,
     GeosegError,
     ModelError,
     OutputError,
@@ -273,8 +274,8 @@ class SupertileRun:
 
 
 def _raise_if_hopeless(error: Exception) -> None:
-    """Raise what will fail for the next supertile too: weights that do not load, a full disk."""
-    if isinstance(error, ModelError | OutputError):
+    """Raise what will fail for the next supertile too: no weights, a full disk, a lost GPU."""
+    if isinstance(error, ModelError | OutputError | DeviceError):
         raise error
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Generic, TypeVar
 
-from geoseg.errors import ClusterError, GeosegError, WorkerLostError
+from geoseg.errors import ClusterError, DeviceError, GeosegError, WorkerLostError
 from geoseg.jobs.cluster import Cluster, Joining, joined_cluster, local_cluster, scheduler_lost
 from geoseg.jobs.events import Events
 from geoseg.jobs.probe import Terms, check_here
@@ -219,8 +219,9 @@ class Workers:
 
 
 def worth_a_retry(error: BaseException) -> bool:
-    """Tell errors that may go away from wrong input, which stays wrong."""
-    return not (isinstance(error, GeosegError) and error.exit_code == 2)
+    """Tell errors that may go away from wrong input and a lost GPU, which stay."""
+    stays = isinstance(error, DeviceError)
+    return not (stays or (isinstance(error, GeosegError) and error.exit_code == 2))
 
 
 def run_checked(function: Callable[[Task], Result], terms: Terms, task: Task) -> Result:

@@ -125,6 +125,7 @@ def write_part(path: Path, part: Part, *, durable: bool = True) -> None:
         {
             b"geo": _GEO,
             b"geoseg": json.dumps(asdict(part.summary)).encode(),
+            b"key": path.stem.encode(),
             b"tiles": json.dumps([_tile_to_json(tile) for tile in part.tiles]).encode(),
         }
     )
@@ -168,7 +169,11 @@ def _tile_from_json(values: list[list[int]]) -> Tile:
 
 def read_summary(path: Path) -> PartSummary:
     """Read what happened, without the geometries."""
-    values = json.loads(pq.read_schema(path).metadata[b"geoseg"])
+    return _summary_from_json(pq.read_schema(path).metadata[b"geoseg"])
+
+
+def _summary_from_json(text: bytes) -> PartSummary:
+    values = json.loads(text)
     values["index"] = tuple(values["index"])
     values["saturated"] = tuple(tuple(tile) for tile in values["saturated"])
     values["seams"] = SeamCounts.from_dict(values["seams"])
@@ -180,11 +185,15 @@ def read_summary(path: Path) -> PartSummary:
 def finished_part(path: Path) -> PartSummary | None:
     """Return the summary of a part that needs no more work, or None.
 
-    A part with tiles left out is tried again as a whole by the next run; one that cannot be read
-    (a power cut on a file system that loses what was flushed) is none.
+    A part with tiles left out is tried again as a whole by the next run. One that cannot be read
+    (a power cut on a file system that loses what was flushed) is none, nor is one that was written
+    under another name: a name says what a part was made of.
     """
     try:
-        summary = read_summary(path)
+        metadata = pq.read_schema(path).metadata
+        if metadata[b"key"] != path.stem.encode():
+            return None
+        summary = _summary_from_json(metadata[b"geoseg"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     return None if summary.tiles_failed else summary

@@ -23,10 +23,11 @@ from affine import Affine
 from rasterio.features import shapes
 from rasterio.windows import Window
 
-from geoseg.errors import TileError
+from geoseg.errors import GeosegError, TileError
 from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
+from geoseg.jobs.device import leave_if_lost
 from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
@@ -302,7 +303,10 @@ def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instan
     try:
         # anybody's code: what it returns need not be what it promised
         found: Any = detector(pixels)
+    except GeosegError as error:
+        raise TileError(f"{place}: {error}") from error
     except Exception as error:
+        leave_if_lost(error)
         raise TileError(f"{place}: the detector raised {error!r}") from error
     if not isinstance(found, list) or len(found) != len(tiles):
         raise TileError(

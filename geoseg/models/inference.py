@@ -16,6 +16,7 @@ there were more of them than a level ranks, or than the heads are given.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,11 +35,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, permute_and_flatten
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 
-from geoseg.errors import ModelError
+from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.models.roialign import PyramidRoIAlign
 from geoseg.records import Instances
+
+log = logging.getLogger(__name__)
 
 BOX_PROBABILITY = np.nextafter(np.float32(0.5), np.float32(1))
 """In the masks of a model without masks: a pixel of the box is object rather than not.
@@ -54,6 +57,22 @@ boxes. With the shipped model 59 of 122 tiles of real imagery pass over boxes of
 0.8, 8 of 0.9 and 1 of 0.95, nearly all of them in a dense old town.
 """
 _SURE_LOGIT = math.log(SURE_OBJECT / (1 - SURE_OBJECT))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error says that the GPU has no room; libraries beside torch have own words.
+
+    Examples
+    --------
+    >>> out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    True
+    >>> out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    True
+    >>> out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    False
+    """
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(w in str(error) for w in words)
 
 
 def choose_device(device: str) -> torch.device:
@@ -135,7 +154,15 @@ class MaskRCNNDetector:
         """Find objects in tiles (N, C, H, W); see `geoseg.models.detector.Detector`.
 
         Pixels that are not finite count as 0, like those without data; what comes out not finite
-        is dropped.
+        is dropped. Where the GPU has no room for a batch, half as many tiles go at a time, from
+        then on.
+
+        Raises
+        ------
+        ModelError
+            If the tiles do not fit the model.
+        TileError
+            If the GPU has no room for one tile.
         """
         if tiles.ndim != 4 or tiles.shape[1] != len(self.bands):
             raise ModelError(
@@ -143,9 +170,34 @@ class MaskRCNNDetector:
                 f"{len(self.bands)}, H, W) with bands {', '.join(self.bands)}"
             )
         found: list[Instances] = []
-        for first in range(0, len(tiles), self.batch):
-            found += self._forward(tiles[first : first + self.batch])
+        while len(found) < len(tiles):
+            batch = tiles[len(found) : len(found) + self.batch]
+            no_room = ""
+            try:
+                found += self._forward(batch)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                no_room = str(error).partition("\n")[0]
+            if no_room:
+                # not in the handler: there, the traceback holds the tensors of the failed attempt
+                self._take_fewer(batch, no_room)
         return found
+
+    def _take_fewer(self, batch: npt.NDArray[Any], no_room: str) -> None:
+        """Halve the batch after the GPU had no room for this one."""
+        torch.cuda.empty_cache()
+        height, width = batch.shape[2:]
+        if len(batch) == 1:
+            raise TileError(
+                f"the GPU has no room for one tile of {height} x {width} px ({no_room}); give a "
+                "smaller --tile-size or --device cpu, or end what else uses the GPU"
+            )
+        self.batch = len(batch) // 2
+        log.warning(
+            "the GPU has no room for %d tiles of %d x %d px at once; going on with %d",
+            len(batch), height, width, self.batch,
+        )  # fmt: skip
 
     def _forward(self, tiles: npt.NDArray[Any]) -> list[Instances]:
         size = (int(tiles.shape[2]), int(tiles.shape[3]))
