@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from distributed import Client
 from hosts import Host, hosts, ip, why_not, with_programs
 from painted import blob_scene
 from runs import (
@@ -24,11 +26,13 @@ from runs import (
     end,
     environment,
     events_of,
+    finish,
     parts_of,
     start,
     table,
     wait_for,
 )
+from slurm import queue, slurm, why_no_slurm
 from stubs import Stub
 
 from geoseg.config import DetectSettings
@@ -36,6 +40,7 @@ from geoseg.jobs.pipeline import run_detect
 
 CLUSTER = ROOT / "workflows" / "cluster"
 needs_hosts = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+needs_slurm = pytest.mark.skipif(bool(why_no_slurm()), reason=why_no_slurm() or "-")
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
 
 
@@ -118,3 +123,185 @@ def test_a_host_that_loses_its_network(image, whole, tmp_path):
         print(f"went on after {time.monotonic() - begun:.0f} s")
     assert table(output) == whole
     assert [e["worker"] for e in events_of(output) if e["event"] == "worker lost"]
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a script of the recipes on this machine; all end with the test."""
+    started = []
+
+    def start_script(*args: str | Path, **env: str) -> subprocess.Popen:
+        with (tmp_path / "scripts.log").open("a") as log:
+            process = subprocess.Popen(
+                list(map(str, args)), env=environment(**with_programs(env)), stdout=log,
+                stderr=log, cwd=tmp_path, start_new_session=True,
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start_script
+    # workers before their scheduler, which they would miss
+    for process in reversed(started):
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def make_certificates(folder: Path) -> dict[str, str]:
+    script = CLUSTER / "tls" / "certificates.sh"
+    done = subprocess.run([script, folder], capture_output=True, text=True, check=True)
+    assert f"export DASK_CONFIG={folder}" in done.stdout
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [folder, *folder.iterdir()])
+    return {"DASK_CONFIG": str(folder)}
+
+
+def scheduler_of(file: Path) -> str:
+    wait_for(lambda: file.exists() and file.stat().st_size > 0)
+    return json.loads(file.read_text())["address"]
+
+
+@needs_openssl
+def test_tls(image, whole, run, tmp_path):
+    settings = make_certificates(tmp_path / "certificates")
+    file, output = tmp_path / "scheduler.json", tmp_path / "o.gpkg"
+    run(
+        CLUSTER / "plain" / "scheduler.sh", "127.0.0.1", "--port", "0", "--scheduler-file", file,
+        PROTOCOL="tls", **settings,
+    )  # fmt: skip
+    address = scheduler_of(file)
+    assert address.startswith("tls://127.0.0.1:")
+    ports = ("--worker-port", "0", "--nanny-port", "0")
+    run(CLUSTER / "plain" / "worker.sh", address, "127.0.0.1", *ports, **settings)
+    args = command(image, output, "--scheduler", address, workers=None)
+    # without certificates, with those of another cluster, and unencrypted: nobody is let in
+    status, _, err = finish(args)
+    assert status == 2
+    assert "needs certificates, and Dask's settings name none; export DASK_CONFIG" in err
+    others = make_certificates(tmp_path / "others")
+    status, _, err = finish(args, **others)
+    assert status == 1
+    assert "check that it runs, with certificates of the same folder" in err
+    gone = tmp_path / "others" / "cluster.key"
+    gone.unlink()
+    status, _, err = finish(args, **others)
+    assert status == 2
+    assert "the certificates that Dask's settings name cannot be used" in err
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+        Client(address.replace("tls", "tcp"), timeout=3, set_as_default=False)
+    assert not parts_of(output)
+    # with them it works
+    status, _, err = finish(args, **settings)
+    assert status == 0, err
+    assert table(output) == whole
+
+
+@needs_openssl
+def test_certificates_are_not_made_twice(tmp_path):
+    make_certificates(tmp_path / "certificates")
+    before = (tmp_path / "certificates" / "cluster.key").read_bytes()
+    script = CLUSTER / "tls" / "certificates.sh"
+    again = subprocess.run([script, tmp_path / "certificates"], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "has a key already; name a new folder" in again.stderr
+    assert (tmp_path / "certificates" / "cluster.key").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "script", ["plain/scheduler.sh", "plain/worker.sh", "tls/certificates.sh", "slurm/shards.sh"]
+)
+def test_scripts_say_how_they_are_used(script):
+    done = subprocess.run([CLUSTER / script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{Path(script).name} " in done.stderr
+
+
+# --- SLURM ------------------------------------------------------------------------------------
+
+
+def night(tmp_path: Path, *more: str | Path) -> list[str]:
+    script = CLUSTER / "slurm" / "night.py"
+    ours = ["--partition", "night", "--interface", "lo", "--shared", tmp_path / "shared"]
+    return [sys.executable, *map(str, [script, *ours, *more])]
+
+
+def test_slurm_job_script(tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    more = ("--cores", "8", "--memory", "32GiB", "--walltime", "02:30:00", "--account", "maps", "--show")
+    status, out, err = finish(night(tmp_path, *more))
+    assert status == 0, err
+    heading = {line.removeprefix("#SBATCH ") for line in out.splitlines() if "#SBATCH" in line}
+    assert heading >= {
+        "-J geoseg", "-p night", "-A maps", "-n 1", "--cpus-per-task=8", "--mem=32G", "-t 02:30:00"
+    }  # fmt: skip
+    worker = out.splitlines()[-2]
+    for option in (
+        "distributed.cli.dask_worker tls://127.0.0.1:", "--nworkers 8", "--nthreads 2", "--nanny",
+        "--memory-limit 4.00GiB", "--lifetime 8640s", "--interface lo", "--tls-key ",
+        "--dashboard-address 127.0.0.1:0",
+    ):  # fmt: skip
+        assert option in worker
+    assert "--resources" not in worker
+    status, out, err = finish(night(tmp_path, "--gpu", "--show"))
+    assert status == 0, err
+    assert "#SBATCH --gres=gpu:1" in out
+    assert "--nthreads 2" in out
+    assert "--resources GPU=1" in out
+    assert "--nworkers" not in out
+    status, _, err = finish(night(tmp_path, "--shared", tmp_path / "a folder", "--show"))
+    assert status == 2
+    assert "--shared must have no blanks" in err
+    # nothing that lets anybody in is left lying about
+    assert not list((tmp_path / "shared").glob(".dask*"))
+
+
+@needs_slurm
+def test_slurm_night(image, whole, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    output = tmp_path / "o.gpkg"
+    detect = command(image, output, workers=None)[4:]
+    args = night(tmp_path, "--jobs", "1", "--cores", "1", "--memory", "2GB", "--", *detect)
+    with slurm(tmp_path / "slurm") as env:
+        run = start(args, STUB_SLEEP="0.2", SLURM_CONF=env["SLURM_CONF"])
+        wait_for(lambda: parts_of(output) or run.poll() is not None)
+        assert run.poll() is None, run.communicate()
+        first = queue(env)
+        assert [line.split()[1:] for line in first] == [["RUNNING", "geoseg"]]
+        # the only job goes, as at its walltime: another one comes in its place
+        subprocess.run(["scancel", first[0].split()[0]], env=env, check=True)
+        status, _, err = end(run, 180)
+        assert status == 0, err
+        wait_for(lambda: not queue(env))
+    assert table(output) == whole
+    happened = [event["event"] for event in events_of(output)]
+    assert "worker lost" in happened
+    assert "worker came" in happened
+
+
+@needs_slurm
+def test_slurm_shards_without_a_cluster(image, whole, tmp_path):
+    output = tmp_path / "o.gpkg"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    geoseg = programs / "geoseg"
+    geoseg.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m geoseg.cli.main \"$@\"\n")
+    geoseg.chmod(0o755)
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    detect = command(image, output)[4:]
+    script = [CLUSTER / "slurm" / "shards.sh", "3", "--mem", "1G", "--output", tmp_path / "%j.log"]
+    with slurm(tmp_path / "slurm") as env:
+        settings = environment(PATH=path, SLURM_CONF=env["SLURM_CONF"])
+        done = subprocess.run([*script, "--", *detect], env=settings, cwd=tmp_path, check=True)
+        assert done.returncode == 0
+        assert any("geoseg-join" in line for line in queue(env))
+        wait_for(lambda: not queue(env), 180)
+    logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
+    assert output.exists(), logs
+    assert table(output) == whole
+    shares = {event["shard"] for event in events_of(output) if "shard" in event}
+    assert shares == {"1/3", "2/3", "3/3"}
