@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from distributed import Client
 from hosts import Host, hosts, ip, why_not, with_programs
 from painted import blob_scene
@@ -35,6 +36,7 @@ from runs import (
 from slurm import queue, slurm, why_no_slurm
 from stubs import Stub
 
+import geoseg
 from geoseg.config import DetectSettings
 from geoseg.jobs.pipeline import run_detect
 
@@ -305,3 +307,150 @@ def test_slurm_shards_without_a_cluster(image, whole, tmp_path):
     assert table(output) == whole
     shares = {event["shard"] for event in events_of(output) if "shard" in event}
     assert shares == {"1/3", "2/3", "3/3"}
+
+
+# --- Kubernetes -------------------------------------------------------------------------------
+
+KUBERNETES = CLUSTER / "kubernetes"
+
+
+def manifests() -> dict[tuple[str, str], dict]:
+    """Return what the manifests describe, by kind and name."""
+    found = {}
+    for path in sorted(KUBERNETES.glob("*.yaml")):
+        for item in yaml.safe_load_all(path.read_text()):
+            name = item["metadata"].get("name") or item["metadata"]["generateName"]
+            found[item["kind"], name] = item
+    return found
+
+
+def pods(found: dict[tuple[str, str], dict]) -> dict[str, dict]:
+    """Return the pod templates by name; that of the Job is ``run``."""
+    return {
+        item["metadata"].get("name", "run"): item["spec"]["template"]
+        for item in found.values()
+        if "template" in item["spec"]
+    }
+
+
+def test_manifests_fit_together():
+    found = manifests()
+    assert {kind for kind, _ in found} == {
+        "Deployment", "Job", "NetworkPolicy", "PersistentVolumeClaim", "Service"
+    }  # fmt: skip
+    templates = pods(found)
+    assert set(templates) == {"geoseg-scheduler", "geoseg-worker", "geoseg-worker-gpu", "run"}
+    claims = {name for kind, name in found if kind == "PersistentVolumeClaim"}
+    for name, template in templates.items():
+        (container,) = template["spec"]["containers"]
+        assert container["image"] == f"geoseg:{geoseg.__version__}"
+        assert shutil.which(container["command"][0], path=with_programs({})["PATH"])
+        # what is mounted is there, and comes from what is made beside it
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert set(mounts) == set(volumes)
+        assert mounts["tls"] == "/tls"
+        assert volumes["tls"]["secret"]["secretName"] == "geoseg-tls"
+        # the pods are of one group, which the keys are readable for
+        assert volumes["tls"]["secret"]["defaultMode"] == 0o440
+        assert template["spec"]["securityContext"]["fsGroup"] == 1000
+        assert {"name": "DASK_CONFIG", "value": "/tls"} in container["env"]
+        if name != "geoseg-scheduler":
+            assert mounts["data"] == "/data"
+            assert volumes["data"]["persistentVolumeClaim"]["claimName"] in claims
+    for (kind, name), item in found.items():
+        if kind == "Deployment":
+            assert item["spec"]["selector"]["matchLabels"] == templates[name]["metadata"]["labels"]
+    service = found["Service", "geoseg-scheduler"]["spec"]
+    assert service["selector"] == templates["geoseg-scheduler"]["metadata"]["labels"]
+    policy = found["NetworkPolicy", "geoseg"]["spec"]["podSelector"]["matchLabels"]
+    assert all(policy.items() <= t["metadata"]["labels"].items() for t in templates.values())
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl")
+@pytest.mark.parametrize("name", ["cluster.yaml", "workers-gpu.yaml", "run.yaml"])
+def test_manifests_have_no_field_that_kubernetes_does_not_know(name):
+    for item in yaml.safe_load_all((KUBERNETES / name).read_text()):
+        if "template" not in item["spec"]:
+            continue
+        # kubectl reads the object as what it is; what it does not know falls away
+        said = subprocess.run(
+            ["kubectl", "set", "image", "--local", "-f", "-", "*=another", "-o", "json"],
+            input=yaml.safe_dump(item), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        item["spec"]["template"]["spec"]["containers"][0]["image"] = "another"
+        assert missing(item, json.loads(said.stdout)) == []
+
+
+def missing(mine: object, theirs: object, at: str = "") -> list[str]:
+    """Return where something of mine is not, or not the same, in theirs."""
+    if isinstance(mine, dict):
+        if not isinstance(theirs, dict):
+            return [at]
+        return [m for k, v in mine.items() for m in missing(v, theirs.get(k), f"{at}.{k}")]
+    if isinstance(mine, list):
+        if not isinstance(theirs, list) or len(mine) != len(theirs):
+            return [at]
+        return [m for i, v in enumerate(mine) for m in missing(v, theirs[i], f"{at}[{i}]")]
+    return [] if mine == theirs else [at]
+
+
+def test_dockerfile():
+    text = (KUBERNETES / "Dockerfile").read_text()
+    lines = text.replace("\\\n", "").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    copied = [word for kind, rest in steps if kind == "COPY" for word in rest.split()[:-1]]
+    assert all((ROOT / source).exists() for source in copied)
+    installs = [rest for kind, rest in steps if kind == "RUN" and "pip install" in rest]
+    assert len(installs) == 1
+    assert "-c constraints.txt" in installs[0]
+    pinned = (ROOT / "constraints.txt").read_text()
+    for name in ("torch==", "torchvision==", "rasterio==", "dask==", "distributed=="):
+        assert f"\n{name}" in pinned
+    assert ["USER", "1000:1000"] in steps
+    assert f"geoseg:{geoseg.__version__} " in text
+
+
+@needs_openssl
+def test_containers_work_together(image, whole, run, tmp_path):
+    templates = pods(manifests())
+    data, file = tmp_path / "data", tmp_path / "scheduler.json"
+    (data / "images").mkdir(parents=True)
+    image.rename(data / "images" / image.name)
+    make_certificates(tmp_path / "tls")
+    # what a cluster would put there
+    here = {"/data": str(data), "/tls": str(tmp_path / "tls"), "$(POD_IP)": "127.0.0.1"}
+
+    def container(name: str) -> tuple[list[str], dict[str, str]]:
+        (only,) = templates[name]["spec"]["containers"]
+        env = {e["name"]: e["value"] for e in only["env"] if "value" in e}
+        return [put(word) for word in only["command"]], {k: put(v) for k, v in env.items()}
+
+    def put(word: str) -> str:
+        for was, now in here.items():
+            word = word.replace(was, now)
+        return word
+
+    here["--port=8786"] = "--port=0"
+    args, env = container("geoseg-scheduler")
+    run(*args, "--scheduler-file", file, **env)
+    here["geoseg-scheduler:8786"] = scheduler_of(file).removeprefix("tls://")
+    for name in ("geoseg-worker", "geoseg-worker-gpu"):
+        args, env = container(name)
+        run(*args, **env)
+    args, env = container("run")
+    program = [sys.executable, "-m", "geoseg.cli.main"] if args[0] == "geoseg" else args[:1]
+    args = [*program, *args[1:], *stub_options()]
+    status, out, err = finish(args, **env)
+    assert status == 0, err
+    assert "joining tls://127.0.0.1:" in err
+    assert table(data / "buildings.gpkg") == whole
+    # those with a GPU alone, two supertiles at once
+    status, out, err = finish([*args, f"--output={data / 'gpu.gpkg'}", "--resource=GPU=0.5"], **env)
+    assert status == 0, err
+    assert table(data / "gpu.gpkg") == whole
+
+
+def stub_options() -> list[str]:
+    """Return the options that let geoseg detect work on the painted image."""
+    return command(Path(), Path(), workers=None)[7:]
