@@ -98,7 +98,10 @@ def hosts(folder: Path, count: int) -> Iterator[list[Host]]:
     """Give so many hosts on one switch; they are gone afterwards, with all that runs there."""
     tag = uuid.uuid4().hex[:6]
     switch = f"geoseg-{tag}-switch"
-    made = [Host(f"geoseg-{tag}-{i}", f"{NET}.{i}", folder / f"host{i}.log") for i in range(1, count + 1)]
+    made = [
+        Host(f"geoseg-{tag}-{i}", f"{NET}.{i}", folder / f"host{i}.log")
+        for i in range(1, count + 1)
+    ]
     try:
         ip("netns", "add", switch)
         ip("-n", switch, "link", "add", "switch", "type", "bridge")

@@ -91,7 +91,9 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         wait_until_idle(env, folder)
         yield env
     finally:
-        subprocess.run(["scancel", "--full", "-u", "root"], env=env, capture_output=True, check=False)
+        subprocess.run(
+            ["scancel", "--full", "-u", "root"], env=env, capture_output=True, check=False
+        )
         until = time.monotonic() + 20
         while queue(env) and time.monotonic() < until:
             time.sleep(0.2)
@@ -118,7 +120,11 @@ def wait_until_idle(env: dict[str, str], folder: Path) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         done = subprocess.run(
-            ["sinfo", "--noheader", "--format=%t"], env=env, capture_output=True, text=True, check=False
+            ["sinfo", "--noheader", "--format=%t"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.stdout.strip() == "idle":
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from distributed import Client
-from hosts import Host, hosts, ip, why_not, with_programs
+from hosts import hosts, ip, why_not, with_programs
 from painted import blob_scene
 from runs import (
     NORTH_UP,
@@ -37,6 +39,7 @@ from slurm import queue, slurm, why_no_slurm
 from stubs import Stub
 
 import geoseg
+from geoseg.cli.detect import command as detect
 from geoseg.config import DetectSettings
 from geoseg.jobs.pipeline import run_detect
 
@@ -65,16 +68,22 @@ def whole(image, tmp_path) -> list[tuple]:
 @needs_hosts
 def test_hosts_are_removed_when_a_test_fails(tmp_path):
     before = ip("netns", "list")
-    with pytest.raises(RuntimeError, match="a test"), hosts(tmp_path, 2) as (one, two):
-        sleeper = one.start("sleep", "600")
-        wait_for(lambda: str(sleeper.pid) in ip("netns", "pids", one.name).split())
+    sleepers = []
+    with pytest.raises(RuntimeError, match="a test that fails"):
+        fail_among_hosts(tmp_path, sleepers)
+    assert [process.returncode for process in sleepers] == [-signal.SIGKILL]
+    assert ip("netns", "list") == before
+
+
+def fail_among_hosts(folder: Path, sleepers: list[subprocess.Popen]) -> None:
+    with hosts(folder, 2) as (one, two):
+        sleepers.append(one.start("sleep", "600"))
+        wait_for(lambda: str(sleepers[0].pid) in ip("netns", "pids", one.name).split())
         # each has its own address, and reaches the other
         check = two.start("bash", "-c", f"exec 3<>/dev/tcp/{one.address}/9")
         assert check.wait(30) != 0
         assert "Connection refused" in two.log.read_text()
         raise RuntimeError("a test that fails")
-    assert sleeper.returncode == -signal.SIGKILL
-    assert ip("netns", "list") == before
 
 
 @needs_hosts
@@ -112,9 +121,7 @@ def test_a_host_that_loses_its_network(image, whole, tmp_path):
         address = f"tcp://{head.address}:8786"
         head.start(CLUSTER / "plain" / "scheduler.sh", head.address)
         for host in others:
-            host.start(
-                CLUSTER / "plain" / "worker.sh", address, host.address, STUB_SLEEP="0.5"
-            )
+            host.start(CLUSTER / "plain" / "worker.sh", address, host.address, STUB_SLEEP="0.5")
             wait_for(lambda host=host: len(host.listening()) == 2)
         args = command(image, output, "--scheduler", address, "--insecure-cluster", workers=None)
         run = head.start(*args)
@@ -208,7 +215,9 @@ def test_certificates_are_not_made_twice(tmp_path):
     make_certificates(tmp_path / "certificates")
     before = (tmp_path / "certificates" / "cluster.key").read_bytes()
     script = CLUSTER / "tls" / "certificates.sh"
-    again = subprocess.run([script, tmp_path / "certificates"], capture_output=True, text=True)
+    again = subprocess.run(
+        [script, tmp_path / "certificates"], capture_output=True, text=True, check=False
+    )
     assert again.returncode == 2
     assert "has a key already; name a new folder" in again.stderr
     assert (tmp_path / "certificates" / "cluster.key").read_bytes() == before
@@ -218,7 +227,7 @@ def test_certificates_are_not_made_twice(tmp_path):
     "script", ["plain/scheduler.sh", "plain/worker.sh", "tls/certificates.sh", "slurm/shards.sh"]
 )
 def test_scripts_say_how_they_are_used(script):
-    done = subprocess.run([CLUSTER / script], capture_output=True, text=True)
+    done = subprocess.run([CLUSTER / script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{Path(script).name} " in done.stderr
 
@@ -234,7 +243,17 @@ def night(tmp_path: Path, *more: str | Path) -> list[str]:
 
 def test_slurm_job_script(tmp_path):
     pytest.importorskip("dask_jobqueue")
-    more = ("--cores", "8", "--memory", "32GiB", "--walltime", "02:30:00", "--account", "maps", "--show")
+    more = (
+        "--cores",
+        "8",
+        "--memory",
+        "32GiB",
+        "--walltime",
+        "02:30:00",
+        "--account",
+        "maps",
+        "--show",
+    )
     status, out, err = finish(night(tmp_path, *more))
     assert status == 0, err
     heading = {line.removeprefix("#SBATCH ") for line in out.splitlines() if "#SBATCH" in line}
@@ -266,8 +285,8 @@ def test_slurm_job_script(tmp_path):
 def test_slurm_night(image, whole, tmp_path):
     pytest.importorskip("dask_jobqueue")
     output = tmp_path / "o.gpkg"
-    detect = command(image, output, workers=None)[4:]
-    args = night(tmp_path, "--jobs", "1", "--cores", "1", "--memory", "2GB", "--", *detect)
+    options = command(image, output, workers=None)[4:]
+    args = night(tmp_path, "--jobs", "1", "--cores", "1", "--memory", "2GB", "--", *options)
     with slurm(tmp_path / "slurm") as env:
         run = start(args, STUB_SLEEP="0.2", SLURM_CONF=env["SLURM_CONF"])
         wait_for(lambda: parts_of(output) or run.poll() is not None)
@@ -294,11 +313,11 @@ def test_slurm_shards_without_a_cluster(image, whole, tmp_path):
     geoseg.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m geoseg.cli.main \"$@\"\n")
     geoseg.chmod(0o755)
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
-    detect = command(image, output)[4:]
+    options = command(image, output)[4:]
     script = [CLUSTER / "slurm" / "shards.sh", "3", "--mem", "1G", "--output", tmp_path / "%j.log"]
     with slurm(tmp_path / "slurm") as env:
         settings = environment(PATH=path, SLURM_CONF=env["SLURM_CONF"])
-        done = subprocess.run([*script, "--", *detect], env=settings, cwd=tmp_path, check=True)
+        done = subprocess.run([*script, "--", *options], env=settings, cwd=tmp_path, check=True)
         assert done.returncode == 0
         assert any("geoseg-join" in line for line in queue(env))
         wait_for(lambda: not queue(env), 180)
@@ -441,12 +460,12 @@ def test_containers_work_together(image, whole, run, tmp_path):
     args, env = container("run")
     program = [sys.executable, "-m", "geoseg.cli.main"] if args[0] == "geoseg" else args[:1]
     args = [*program, *args[1:], *stub_options()]
-    status, out, err = finish(args, **env)
+    status, _, err = finish(args, **env)
     assert status == 0, err
     assert "joining tls://127.0.0.1:" in err
     assert table(data / "buildings.gpkg") == whole
     # those with a GPU alone, two supertiles at once
-    status, out, err = finish([*args, f"--output={data / 'gpu.gpkg'}", "--resource=GPU=0.5"], **env)
+    status, _, err = finish([*args, f"--output={data / 'gpu.gpkg'}", "--resource=GPU=0.5"], **env)
     assert status == 0, err
     assert table(data / "gpu.gpkg") == whole
 
@@ -454,3 +473,29 @@ def test_containers_work_together(image, whole, run, tmp_path):
 def stub_options() -> list[str]:
     """Return the options that let geoseg detect work on the painted image."""
     return command(Path(), Path(), workers=None)[7:]
+
+
+# --- the page about it ------------------------------------------------------------------------
+
+
+def test_the_page_names_what_is_there():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for name in re.findall(r"workflows/cluster/[\w./-]+", page):
+        assert (ROOT / name).exists(), name
+    options = {option for param in detect.params for option in param.opts}
+    commands = " ".join(line for line in page.splitlines() if "geoseg detect" in line)
+    used = set(re.findall(r"--[a-z-]+", commands))
+    assert used
+    assert used <= options
+
+
+def test_the_page_quotes_what_is_said():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    rows = page.partition("| message |")[2].partition("\n\n")[0].splitlines()[2:]
+    quoted = [row.split("`")[1] for row in rows]
+    assert len(quoted) >= 15
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "geoseg").rglob("*.py"))]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = [node.value for node in nodes if isinstance(node.value, str)]
+    for message in quoted:
+        assert any(message in text for text in said), message

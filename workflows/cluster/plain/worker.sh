@@ -8,8 +8,8 @@
 # from the other workers; 8786 out.
 #
 # A CPU machine: a process per physical core, such as --nworkers 8.
-# A GPU machine: this script once per GPU, as CUDA_VISIBLE_DEVICES=0 worker.sh ...
-# --lifetime 2h --lifetime-stagger 10m ends a worker when its task is done (queues with a limit).
+# A GPU machine: this script once per GPU: CUDA_VISIBLE_DEVICES=0 worker.sh ... --resources GPU=1
+# --lifetime 2h --lifetime-stagger 10m: says goodbye by then; what it had in hand others do again.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }

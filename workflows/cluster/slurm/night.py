@@ -1,7 +1,7 @@
-"""Run geoseg detect on SLURM: workers are jobs, asked for and given back by dask-jobqueue.
+r"""Run geoseg detect on SLURM: workers are jobs, asked for and given back by dask-jobqueue.
 
     pip install dask-jobqueue cryptography
-    python night.py --jobs 4 --cores 8 --memory 32GB --partition night --walltime 04:00:00 \\
+    python night.py --jobs 4 --cores 8 --memory 32GB --partition night --walltime 04:00:00 \
         --interface ib0 --shared /scratch/me/geoseg -- ortho/*.tif -o /scratch/me/buildings.gpkg
 
 What follows `--` is for geoseg detect. It begins when the first job has started; jobs that end at
@@ -16,11 +16,12 @@ Killed, or out of time? The same command goes on.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
+import click
 import dask
 from dask_jobqueue import SLURMCluster
 from distributed.security import Security
@@ -97,7 +98,7 @@ def make_cluster(options: argparse.Namespace, security: Security) -> SLURMCluste
         },
         log_directory=str(options.shared / "logs"),
         shared_temp_directory=str(options.shared),
-        local_directory=os.environ.get("TMPDIR", "/tmp"),
+        local_directory=tempfile.gettempdir(),
         security=security,
         protocol="tls://",
     )
@@ -123,11 +124,11 @@ def run(arguments: list[str]) -> int:
         make_cluster(options, security) as cluster,
     ):
         if options.show:
-            print(cluster.job_script())
+            click.echo(cluster.job_script())
             return 0
         # as many as that, always: what ends at its walltime is asked for again
         cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)
-        print("waiting for the first job to start", file=sys.stderr)
+        click.echo("waiting for the first job to start", err=True)
         cluster.wait_for_workers(1)
         needs = ["--resource", "GPU=0.5"] if options.gpu else []
         return main(["detect", *theirs, *needs, "--scheduler", cluster.scheduler_address])

@@ -27,6 +27,7 @@ for word; do
     words="$words '$(printf %s "$word" | sed "s/'/'\\\\''/g")'"
 done
 # a job gets SIGTERM 60 s before its end and stops in order: exit code 143, nothing is lost
+# shellcheck disable=SC2016  # the number is known when the share runs
 printf '#!/bin/sh\nexec geoseg detect%s --shard "$SLURM_ARRAY_TASK_ID/%s"\n' "$words" "$n" >"$work"
 # shellcheck disable=SC2086  # options are words, too
 array=$(sbatch --parsable --array "1-$n" --job-name geoseg-shard --signal B:TERM@60 $options "$work")
