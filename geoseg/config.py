@@ -6,7 +6,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -174,50 +174,85 @@ def _check_range(option: str, value: float | None, low: float, high: float) -> N
         raise ConfigError(f"{option} is {value}; expected {low} to {high}")
 
 
-_PATHS = ("output", "aoi", "regions", "run_dir")
+@dataclass(frozen=True, slots=True)
+class CountSettings:
+    """Everything that `geoseg count` can be told."""
+
+    objects: Path
+    """Output of `geoseg detect`, or any vector file of polygons."""
+    regions: Path
+    """Vector file of polygons to count in."""
+    output: Path | None = None
+    """The regions with their counts: .gpkg, .parquet, .fgb, .geojson or .csv; None prints only."""
+    rule: str = "point"
+    """'point', 'area' or 'intersects'."""
+    layer: str | None = None
+    """Layer of ``regions``, where it has several."""
+    region_field: str | None = None
+    """Field of ``regions`` that names a region."""
+    overwrite: bool = False
+    """Replace an existing output."""
+
+
+_TABLES: dict[str, type[DetectSettings] | type[CountSettings]] = {
+    "detect": DetectSettings,
+    "count": CountSettings,
+}
+_PATHS = ("output", "aoi", "objects", "regions", "run_dir")
 _LISTS = {"images": str, "bidx": int, "resource": str}
 
 
-def read_job(path: Path) -> DetectSettings:
-    """Read a job file: one ``[detect]`` table whose keys are the options of `geoseg detect`.
+def read_job(path: Path) -> DetectSettings | CountSettings:
+    """Read a job file: one table, named for a verb, whose keys are the options of that verb.
 
-    Relative paths mean: relative to the folder of the job file.
+    ``[detect]`` takes the options of `geoseg detect` and ``images``, ``[count]`` those of `geoseg
+    count` with ``objects`` and ``regions``. Relative paths mean: relative to the folder of the job
+    file.
 
     Raises
     ------
     ConfigError
-        If the file is missing, is no TOML, or has an unknown key or a value of the wrong type.
+        If the file is missing, is no TOML, has not one of these tables, lacks a key, or has an
+        unknown key or a value of the wrong type.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; name a job file (TOML)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    if unknown := sorted(set(table) - {"detect"}):
-        raise ConfigError(f"{path}: unknown table [{unknown[0]}]; expected [detect]")
-    if not isinstance(table.get("detect"), dict):
+    if unknown := sorted(set(tables) - set(_TABLES)):
+        raise ConfigError(f"{path}: unknown table [{unknown[0]}]; expected [detect] or [count]")
+    found = [name for name in _TABLES if isinstance(tables.get(name), dict)]
+    if len(found) != 1:
+        has = "both a [detect] and a [count] table" if found else "no [detect] or [count] table"
         raise ConfigError(
-            f"{path} has no [detect] table; its keys are the options of geoseg detect"
+            f"{path} has {has}; expected one, whose keys are the options of geoseg detect or "
+            "geoseg count"
         )
-    return settings_from(table["detect"], path)
+    return settings_from(found[0], tables[found[0]], path)
 
 
-def settings_from(values: Mapping[str, Any], path: Path) -> DetectSettings:
+def settings_from(
+    table: str, values: Mapping[str, Any], path: Path
+) -> DetectSettings | CountSettings:
     """Build settings from a job file's table; see `read_job`."""
-    known = {field.name: str(field.type) for field in fields(DetectSettings)}
+    cls = _TABLES[table]
+    known = {field.name: str(field.type) for field in fields(cls)}
     out: dict[str, Any] = {}
     for given, value in values.items():
         key = given.replace("-", "_")
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown key '{given}' in [detect]; {hint}")
-        out[key] = _typed(path, key, value, known[key])
-    folder = path.parent
+            raise ConfigError(f"{path}: unknown key '{given}' in [{table}]; {hint}")
+        out[key] = _typed(path, table, key, value, known[key])
+    for field in fields(cls):
+        if field.default is MISSING and field.name not in out:
+            raise ConfigError(f"{path} names no {field.name}; add {field.name} = ... to [{table}]")
     if "images" in out:
-        out["images"] = tuple(str(folder / image) for image in out["images"])
-    return DetectSettings(**({"images": ()} | out))
+        out["images"] = tuple(str(path.parent / image) for image in out["images"])
+    return cls(**out)
 
 
 def _names_file(key: str, value: str) -> bool:
@@ -227,10 +262,10 @@ def _names_file(key: str, value: str) -> bool:
     return key == "model" and value.endswith(".safetensors")
 
 
-def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
+def _typed(path: Path, table: str, key: str, value: Any, annotation: str) -> Any:
     """Return a TOML value as the field wants it, or say what was expected."""
     wrong = ConfigError(
-        f"{path}: {key} = {value!r} in [detect]; expected {annotation.removesuffix(' | None')}"
+        f"{path}: {key} = {value!r} in [{table}]; expected {annotation.removesuffix(' | None')}"
     )
     if key in _LISTS:
         values = [value] if isinstance(value, str) and key == "images" else value

@@ -12,6 +12,7 @@ from geoseg.cli.show import show_json, show_table
 if TYPE_CHECKING:
     import geopandas as gpd
 
+    from geoseg.config import CountSettings
     from geoseg.objects.count import Rule
 
 
@@ -36,33 +37,31 @@ if TYPE_CHECKING:
 @click.option("--region-field", help="Field of REGIONS that names a region.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    *,
-    objects: Path,
-    regions: Path,
-    output: Path | None,
-    rule: str,
-    layer: str | None,
-    region_field: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(*, as_json: bool, **options: Any) -> None:
     """Count objects per region.
 
     OBJECTS is an output of geoseg detect, or any file of polygons; REGIONS a file of polygons in
     any CRS. Without -o the counts are only printed. By point and by area, regions and 'outside'
     add up to all objects.
     """
+    from geoseg.config import CountSettings
+
+    run_count(CountSettings(**options), as_json=as_json)
+
+
+def run_count(settings: CountSettings, *, as_json: bool) -> None:
+    """Count, write the output if one is named, and print the counts."""
     from geoseg.objects.count import count
     from geoseg.outputs.tables import COUNT_SUFFIXES, check_output, read_vector, write_counts
 
+    output, overwrite = settings.output, settings.overwrite
     if output is not None:
         check_output(output, overwrite, suffixes=COUNT_SUFFIXES)
     counted = count(
-        read_vector(objects, what="objects"),
-        read_vector(regions, layer=layer, what="regions"),
-        rule=cast("Rule", rule),
-        region_field=region_field,
+        read_vector(settings.objects, what="objects"),
+        read_vector(settings.regions, layer=settings.layer, what="regions"),
+        rule=cast("Rule", settings.rule),
+        region_field=settings.region_field,
     )
     if output is not None:
         write_counts(output, counted, overwrite=overwrite)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from geoseg.cli.count import run_count
 from geoseg.cli.progress import show_progress
 from geoseg.cli.result import show_end, show_result
 
@@ -17,14 +18,18 @@ from geoseg.cli.result import show_end, show_result
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, job: Path, overwrite: bool, as_json: bool) -> None:
-    """Run JOB, a TOML file whose [detect] table holds the options of geoseg detect."""
-    from geoseg.config import read_job
-    from geoseg.jobs.pipeline import run_detect
+    """Run JOB, a TOML file with a [detect] or a [count] table: the options of that verb."""
+    from geoseg.config import CountSettings, read_job
 
     settings = read_job(job)
+    settings = replace(settings, overwrite=settings.overwrite or overwrite)
+    if isinstance(settings, CountSettings):
+        run_count(settings, as_json=as_json)
+        return
     if settings.output is None:
         raise click.UsageError(f'{job} names no output; add output = "objects.gpkg" to [detect]')
-    settings = replace(settings, overwrite=settings.overwrite or overwrite)
+    from geoseg.jobs.pipeline import run_detect
+
     with show_end(context), show_progress() as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)

@@ -64,13 +64,14 @@ def write_objects_file(
         Of what the joins did; those of the parts come on top.
     """
     with run_dir.joining():
+        # absolute: workers of a joined cluster stand in other folders
         parts = {
-            (s.image, s.index): run_dir.part(part_key(plan, s.image, s.index))
+            (s.image, s.index): run_dir.part(part_key(plan, s.image, s.index)).absolute()
             for s in summaries
             if s.status == "done"
         }
         images = [_image_join(plan, number) for number in range(len(plan.images))]
-        joined = join_parts(images, parts, run_dir.joins, workers)
+        joined = join_parts(images, parts, run_dir.joins.absolute(), workers)
         sheets = _join_sheets(plan, run_dir, summaries, joined)
         with ObjectsWriter(run_dir.objects, plan.crs) as writer:
             for number, image in enumerate(joined):

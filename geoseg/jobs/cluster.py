@@ -314,9 +314,10 @@ def _connected(client_class: Any, address: str) -> Iterator[Any]:
     try:
         client = client_class(address, set_as_default=False, timeout=f"{JOIN_S:.0f}s")
     except (OSError, ValueError, ImportError) as error:
+        same = ", with certificates of the same folder" if address.startswith("tls") else ""
         raise ClusterError(
             f"cannot connect to the scheduler at {address} ({type(error).__name__}); check that "
-            "it runs and that this machine may reach it"
+            f"it runs{same} and that this machine may reach it"
         ) from error
     try:
         yield client
@@ -397,11 +398,35 @@ def joined_cluster(joining: Joining) -> Iterator[Cluster]:
     address = scheduler_address(joining.scheduler, insecure=joining.insecure)
     with dask.config.set({"logging.distributed": "error"}):
         from dask.distributed import Client
+    _check_certificates(address)
     with _quiet(), _connected(Client, address) as client:
         _wait_for_resources(client, joining)
         if joining.terms is not None:
             check_workers(client, joining.terms)
         yield Cluster(client, joining)
+
+
+def _check_certificates(address: str) -> None:
+    """Refuse tls where this process has no certificates: Dask would say so late and darkly."""
+    from distributed.security import Security
+
+    if urlsplit(address).scheme != "tls":
+        return
+    cure = (
+        "export DASK_CONFIG with the folder that workflows/cluster/tls/certificates.sh made, as "
+        "where scheduler and workers were started"
+    )
+    try:
+        context = Security().get_connection_args("client")["ssl_context"]
+    except OSError as error:
+        raise ConfigError(
+            f"--scheduler {address}: the certificates that Dask's settings name cannot be used "
+            f"({error}); {cure}"
+        ) from error
+    if context is None:
+        raise ConfigError(
+            f"--scheduler {address} needs certificates, and Dask's settings name none; {cure}"
+        )
 
 
 def _wait_for_resources(client: Any, joining: Joining) -> None:
