@@ -115,13 +115,8 @@ def measure(n_kills: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        found = measure(options.kills, options.seed, Path(scratch))
+def report(found: dict[str, Any]) -> None:
+    """Write the page and its figures."""
     by_stage, took = found["by_stage"], found["seconds_of_stages"]["1"]
     rows = [[s, WHAT[s], took[s] if s != "over" else "", by_stage[s]] for s in STAGES]
     n, vain = found["kills"], ", ".join(f"{k} ({v} kills)" for k, v in found["in_vain"].items())
@@ -140,6 +135,15 @@ def main() -> None:
         f"{found['redone_beyond_in_flight']}. No process outlived a killed run.\n\n{machine()}\n"
     )
     write("kills", text, found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        report(measure(options.kills, options.seed, Path(scratch)))
 
 
 if __name__ == "__main__":

@@ -590,6 +590,13 @@ def test_max_errors(image, scene, tmp_path, most, code):
     assert run_detect(job, Stub()).exit_code == 0
 
 
+def test_max_errors_counts_tiles_of_one_supertile(image, scene, tmp_path):
+    tiles = [(row, col) for row in (0, 1) for col in (0, 1)]
+    one, two = [i for tile in tiles if (i := only_in(scene, *tile)) is not None][:2]
+    with pytest.raises(TooManyErrorsError, match="2 tiles failed, --max-errors allows 1"):
+        run_detect(job_over(image, run_dir=tmp_path / "r", max_errors=1), TwoPoisons(one, two))
+
+
 class TwoPoisons(Stub):
     def __init__(self, *ids: int):
         super().__init__()

@@ -93,6 +93,16 @@ def test_only_a_whole_part_under_its_own_name_is_finished(tmp_path):
     assert finished_part(path) is None
 
 
+def test_what_a_killed_writer_left_over_is_cleared_away(tmp_path):
+    run_dir = RunDirectory(tmp_path)
+    run_dir.prepare("k", {})
+    write_part(run_dir.part("a"), BLANK)
+    left = run_dir.parts / ".b.parquet.123"
+    left.write_bytes(b"half")
+    run_dir.prepare("k", {})
+    assert [p.name for p in run_dir.parts.iterdir()] == ["a.parquet"]
+
+
 def test_parts_that_are_spoilt_or_anothers_are_made_again(image, whole, tmp_path):
     output, log = tmp_path / "o.gpkg", tmp_path / "calls"
     run_detect(job_over(image, output=output), Stub())

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -179,6 +180,31 @@ def test_handlers_are_put_back():
             os.kill(os.getpid(), signal.SIGINT)
     assert stopped.value.exit_code == 130
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+class Something:
+    """May be referred to weakly."""
+
+
+def test_a_signal_where_python_cannot_raise_is_not_lost(capsys):
+    def gone(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        # here the handler runs, and what it raises goes nowhere
+        time.sleep(0.01)
+
+    things, stop, hook = [Something()], Stop(), sys.unraisablehook
+    reference = weakref.ref(things[0], gone)
+
+    def forget():
+        things.clear()
+        time.sleep(10)
+
+    with pytest.raises(StoppedError) as stopped, stop.listening():
+        forget()
+    assert reference() is None
+    assert stopped.value.exit_code == 143
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook is hook
 
 
 # --- events and notification -----------------------------------------------------------------

@@ -6,8 +6,10 @@ that comes while no tasks are out, stops at once.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from geoseg.errors import ConfigError, StoppedError
 
 LOOK_EVERY_S = 1.0
 """How often the stop file is looked for."""
+AGAIN_S = 0.05
+"""A signal that came where Python cannot raise is heard again after so long."""
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of shells: 128 and the number of the signal."""
 
@@ -78,6 +82,7 @@ class Stop:
         self._until, self._file = until, file
         self._looked = -LOOK_EVERY_S
         self._draining = 0
+        self._listening = False
         self.reason = ""
         self.exit_code = INTERRUPTED
 
@@ -130,12 +135,28 @@ class Stop:
         before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, self._hear)
+        hook = sys.unraisablehook
+
+        def unraised(event: sys.UnraisableHookArgs) -> None:
+            # the callback of a weak reference lets no exception through
+            if isinstance(event.exc_value, StoppedError):
+                threading.Timer(AGAIN_S, self._raise_again).start()
+            else:
+                hook(event)
+
+        sys.unraisablehook, self._listening = unraised, True
         try:
             yield
         finally:
+            sys.unraisablehook, self._listening = hook, False
             for heard, handler in before.items():
                 # None: set by something that is not Python; it cannot be put back
                 signal.signal(heard, signal.SIG_DFL if handler is None else handler)
+
+    def _raise_again(self) -> None:
+        if self._listening:
+            number = signal.SIGTERM if self.exit_code == TERMINATED else signal.SIGINT
+            os.kill(os.getpid(), number)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         again = bool(self.reason)
