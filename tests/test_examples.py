@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory) -> TownFiles:
-    return render_town(tmp_path_factory.mktemp("town"), width_px=900, height_px=900, seed=5)
+    return render_town(tmp_path_factory.mktemp("town"), width_px=700, height_px=700, seed=9)
 
 
 @pytest.fixture
