@@ -122,7 +122,7 @@ def commands(text: str) -> Iterator[tuple[str, int]]:
             if kind == "text" and not prompt:
                 continue
             for part in re.split(r"&&|\|\||[|;]", re.sub(r"\$\([^()]*\)", "X", shown)):
-                command = re.sub(r"^(?:\w+=\S* +|nice +|time +|srun +|exec +)*", "", part.strip())
+                command = re.sub(r"^(?:\w+=\S* +|nice +|time +|srun +|do +)*", "", part.strip())
                 if re.match(r"geoseg( |$)", command):
                     yield command, first
     for number, line in enumerate(text.splitlines(), 1):
@@ -131,7 +131,7 @@ def commands(text: str) -> Iterator[tuple[str, int]]:
 
 
 NARROW = (click.Choice, click.types.IntParamType, click.types.FloatParamType)
-PLACEHOLDER = re.compile(r"^[A-Z0-9_./]+$")
+PLACEHOLDER = re.compile(r"^[A-Z0-9_./]+$|^\$")
 
 
 def fault(command: str) -> str | None:
@@ -163,7 +163,7 @@ def fault(command: str) -> str | None:
     except click.UsageError as error:
         # text may speak of an option without its value: `geoseg detect --until`
         named = str(error.option_name) if isinstance(error, click.BadOptionUsage) else ""
-        return None if named and named == command.split()[-1] else error.format_message()
+        return None if named and named == command.rsplit(maxsplit=1)[-1] else error.format_message()
     return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +17,12 @@ import pandas as pd
 import pytest
 import rasterio
 from affine import Affine
+from rasterio.features import geometry_mask
 
+import geoseg
 from geoseg.scenes.town import TownFiles, render_town
 
+MARKED = re.compile(r"^<!-- run -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
@@ -82,9 +87,7 @@ def flown_again(town, path, *, east_m, north_m, without) -> gpd.GeoDataFrame:
     houses = gpd.read_file(town.footprints, layer=0)
     inside = houses[houses.within(gpd.read_file(town.aoi).union_all().buffer(-15))]
     gone = inside.loc[inside.area.sort_values().index[-without:]]
-    covered = rasterio.features.geometry_mask(
-        gone.buffer(1.5), pixels.shape[1:], transform, invert=True
-    )
+    covered = geometry_mask(gone.buffer(1.5), pixels.shape[1:], transform, invert=True)
     ground = np.median(pixels[:, ~covered], axis=1).astype(np.uint8)
     pixels[:, covered] = ground[:, None]
     profile.update(transform=Affine.translation(east_m, north_m) @ transform)
@@ -125,6 +128,48 @@ def test_fine_tune(example, town, tmp_path, capsys):
     assert quality["after"] == pytest.approx(quality["before"], abs=0.1)
     model = capsys.readouterr().out.split("--model ")[-1].strip()
     assert Path(model).is_file()
+
+
+# Blocks of the pages that are marked <!-- run -->
+
+PAGES = {
+    page.name: blocks
+    for page in sorted(EXAMPLES.parent.glob("*.md"))
+    if (blocks := MARKED.findall(page.read_text(encoding="utf-8")))
+}
+
+
+@pytest.fixture(scope="module")
+def place(town, tmp_path_factory) -> Path:
+    """A folder with the files that the pages speak of."""
+    folder = tmp_path_factory.mktemp("place")
+    copies = {"ortho.tif": town.image, "districts.gpkg": town.regions, "wards.gpkg": town.regions,
+              "labels.gpkg": town.footprints, "labelled_area.gpkg": town.aoi}  # fmt: skip
+    for name, source in copies.items():
+        shutil.copy(source, folder / name)
+    earlier = geoseg.detect(town.image, workers=1)
+    for name in ("2019.gpkg", "low.gpkg"):
+        earlier.to_file(folder / name, layer="objects")
+    return folder
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_marked_blocks_of_pages_run(name, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    space: dict = {}
+    for block in PAGES[name]:
+        exec(compile(block, name, "exec"), space)
+    if name == "howto-python.md":
+        assert len(space["changes"]) == len(space["buildings"]) > 15
+        assert set(space["changes"]["change"]) == {"kept"}
+        assert space["quality"].f1 > 0.6
+        assert (place / "part.html").stat().st_size > 10_000
+    else:
+        assert "min_score" in capsys.readouterr().out
+
+
+def test_the_pages_have_marked_blocks():
+    assert {"howto-python.md", "howto-threshold.md"} <= set(PAGES)
 
 
 # The notebook
