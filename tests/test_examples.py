@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,12 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 @pytest.fixture(scope="module")
 def town(tmp_path_factory) -> TownFiles:
     return render_town(tmp_path_factory.mktemp("town"), width_px=700, height_px=700, seed=9)
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch):
+    """In this process: starting others takes longer than such a small town."""
+    monkeypatch.setattr(geoseg, "detect", partial(geoseg.detect, workers=1), raising=False)
 
 
 @pytest.fixture
