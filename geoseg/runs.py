@@ -19,7 +19,6 @@ import shapely
 
 from geoseg.errors import ConfigError, OutputError
 from geoseg.jobs.ledger import MANIFEST, RunDirectory
-from geoseg.jobs.plan import counts_path
 from geoseg.outputs.style import class_colours
 from geoseg.outputs.tables import read_vector
 
@@ -106,13 +105,15 @@ class Run:
         OutputError
             If the run counted, but its output is not there.
         """
-        if self.path is not None and "regions" not in self.manifest.get("settings", {}):
+        counted = {"regions", "grid"} & set(self.manifest.get("settings", {}))
+        if self.output is None and not counted:
             return None
         output = self._output("regions")
         if self._has_layers:
             layers = gpd.list_layers(output)["name"].to_list()
             return gpd.read_file(output, layer="regions") if "regions" in layers else None
-        counts = counts_path(output)
+        # where an output has no layers, the counts lie beside it
+        counts = output.with_name(f"{output.stem}_regions{output.suffix}")
         return read_vector(counts) if counts.exists() else None
 
     @cached_property

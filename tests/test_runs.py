@@ -141,6 +141,17 @@ def test_an_output_that_lies_elsewhere(folder, tmp_path):
         geoseg.open_run(folder / "found.geoseg-run", output=tmp_path / "no.gpkg")
 
 
+def test_a_run_that_counted_in_none(folder):
+    settings = {"output": "found.gpkg"}
+    run = change_manifest(folder, settings=settings)
+    # cells made on request are regions, too: the layer decides
+    assert len(run.regions) == 2
+    (folder / "found.gpkg").unlink()
+    assert change_manifest(folder, settings=settings).regions is None
+    with pytest.raises(OutputError, match=r"regions: found.gpkg is not beside"):
+        _ = change_manifest(folder, settings=settings | {"grid": "square:500"}).regions
+
+
 def test_no_run_and_a_spoilt_manifest(folder):
     with pytest.raises(OutputError, match=r"neither a run directory .* nor an output"):
         geoseg.open_run(folder)
