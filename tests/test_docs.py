@@ -34,8 +34,16 @@ LINK = re.compile(
 def blocks(text: str) -> Iterator[tuple[str, str, int]]:
     """Yield kind, content and first line of each block of code, indented ones as ''."""
     kind, body, first, mark = None, list[str](), 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
+    indented, before = list[str](), ""
+    for number, line in enumerate([*text.splitlines(), ""], 1):
         fence = FENCE.match(line)
+        # indented lines right after text go on with it: an item of a list
+        code = kind is None and not fence and line.startswith("    ") and line.strip()
+        if code and (indented or not before.strip()):
+            indented.append(line[4:])
+        elif indented:
+            yield "", "\n".join(indented), number - len(indented)
+            indented = []
         if kind is None and fence:
             kind, body, first, mark = fence["kind"], [], number + 1, fence["mark"]
         elif kind is not None and fence and line.strip() == mark:
@@ -43,8 +51,7 @@ def blocks(text: str) -> Iterator[tuple[str, str, int]]:
             kind = None
         elif kind is not None:
             body.append(line)
-        elif line.startswith("    ") and line.strip():
-            yield "", line[4:], number
+        before = line
     assert kind is None, f"the block of line {first} is not closed"
 
 
@@ -178,9 +185,10 @@ def test_faulty_commands_are_found():
     text = (
         "Say `geoseg detekt a.tif`.\n\n    geoseg detect a.tif -o b.gpkg --min-skore 0.5\n\n"
         "```console\n$ FOO=1 geoseg detect a.tif \\\n    --device gpu && geoseg count --nope\n"
-        "output geoseg what\n```\n"
+        "output geoseg what\n```\n\n    geoseg detect a.tif \\\n        --nope\n\n- a list that\n"
+        "    geoseg goes on with\n"
     )
-    assert [fault(c) is not None for c, _ in commands(text)] == [True] * 4
+    assert [fault(c) is not None for c, _ in commands(text)] == [True] * 5
     for good in (
         "geoseg detect *.tif -o b.gpkg -j 2 --gsd native", "geoseg -v doctor", "geoseg VERB --help",
         "geoseg models show NAME --stac", "geoseg evaluate ... --min-score 0.6", "geoseg --help",
