@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from geoseg.objects.stitch import stitch
     from geoseg.objects.vectorize import vectorize
     from geoseg.records import Fragments, Instances, Objects, Tile
+    from geoseg.runs import Run, open_run
 
 _WHERE = {
     "detect": "geoseg.api",
@@ -41,6 +42,8 @@ _WHERE = {
     "Instances": "geoseg.records",
     "Objects": "geoseg.records",
     "Tile": "geoseg.records",
+    "Run": "geoseg.runs",
+    "open_run": "geoseg.runs",
 }
 """Loaded when first asked for: ``geoseg --help`` must not wait for torch."""
 
@@ -49,12 +52,14 @@ __all__ = [
     "Fragments",
     "Instances",
     "Objects",
+    "Run",
     "Tile",
     "compare",
     "count",
     "detect",
     "evaluate",
     "load_model",
+    "open_run",
     "stitch",
     "vectorize",
 ]

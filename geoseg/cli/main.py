@@ -29,6 +29,7 @@ VERBS = {
     "train": "Train a model from a training file (TOML).",
     "demo": "Render a town, run the main job on it, compare with the truth.",
     "doctor": "Check this installation: versions, torch and torchvision, GPU, GDAL, memory.",
+    "completion": "Print what makes a shell complete verbs and options.",
 }
 """Verb to short help, so that ``geoseg --help`` need not import the verbs."""
 
