@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check lint types imports fmt bench clean
+.PHONY: help setup demo test slow check lint types imports fmt docs dist bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ imports: $(STAMP) ## import directions between the rooms
 fmt: $(STAMP) ## format the code and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py
+
+dist: $(STAMP) ## build the wheel into dist/
+	$(BIN)/python -m pip wheel . --no-deps -w dist
 
 bench: $(STAMP) ## run the benchmarks that need no data
 	$(BIN)/python benchmarks/roialign.py
