@@ -141,6 +141,14 @@ def make_grid(
     )
 
 
+def no_cells(crs: CRSLike) -> gpd.GeoDataFrame:
+    """Return a grid without cells, for where nothing was imaged."""
+    nothing = {"region": np.zeros(0, object), "grid_col": np.zeros(0, np.int64)}
+    return gpd.GeoDataFrame(
+        nothing | {"grid_row": np.zeros(0, np.int64)}, geometry=[], crs=pyproj.CRS(crs)
+    )
+
+
 def _plane_of(spec: GridSpec, parts: DoubleArray, here: pyproj.CRS) -> tuple[str, pyproj.CRS]:
     """Return the name of the zone and the plane in which its cells are regular."""
     if spec.crs is not None:

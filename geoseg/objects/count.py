@@ -41,6 +41,7 @@ from geoseg.records import DoubleArray, GeometryArray, IntArray
 __all__ = [
     "RULES",
     "Calibration",
+    "Calibrations",
     "Encoded",
     "RegionCounter",
     "Rule",

@@ -54,6 +54,8 @@ class Batch:
         self.bounds = bounds
         self._polygons = np.full(len(bounds), None, object) if polygons is None else polygons
         self._wkb = wkb
+        self.known: dict[int, IntArray] = {}
+        """What a raster said of these objects, by the raster's id."""
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -182,7 +184,9 @@ class RegionLookup:
             self._seen < RASTER_FROM or not np.isfinite(self._extent).all()
         ):
             return None, np.arange(len(batch))
-        sets = self._known.sets_of(batch.bounds)
+        sets = batch.known.get(id(self))
+        if sets is None:
+            sets = batch.known[id(self)] = self._known.sets_of(batch.bounds)
         return sets, np.flatnonzero(sets < 0)
 
 

@@ -20,6 +20,8 @@ from geoseg.records import DoubleArray, GeometryArray, IntArray
 CRSLike: TypeAlias = pyproj.CRS | str | int
 _OVERLAP_SHARE = 1e-6
 # ^ two regions overlap when they share more than this part of the smaller: less is rounding
+_BENT_M = 1000.0
+# ^ a thing of this size, larger towards the poles, has edges that are not straight in a cylinder
 
 
 def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray, int]:
@@ -300,7 +302,8 @@ def ground_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
     """Measure many small polygons on the ellipsoid all at once.
 
     Vertices go to the cylinder that keeps the ellipsoid's areas, where edges are taken straight:
-    for things of up to some hundred metres that is right to 1e-6. The antimeridian is no border.
+    for things of up to some hundred metres that is right to 1e-5. Larger ones, and those at a
+    pole, are measured one by one, as `ellipsoid_area_m2` does. The antimeridian is no border.
 
     Parameters
     ----------
@@ -342,7 +345,14 @@ def ground_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
     base_q = np.zeros(len(polygons))
     base_q[owner[starts]] = q[starts]
     plane = np.column_stack([geod.a * unit * east, geod.a / 2 * (q - base_q[owner])])
-    return np.asarray(np.abs(shapely.area(shapely.set_coordinates(lonlat.copy(), plane))))
+    areas = np.abs(shapely.area(shapely.set_coordinates(lonlat.copy(), plane)))
+    span = np.maximum.reduceat(plane, starts) - np.minimum.reduceat(plane, starts)
+    # the pole itself is kept finite
+    lat = np.minimum(np.abs(xy[starts, 1] * unit), np.radians(89.99))
+    size = np.maximum(span[:, 0] * np.cos(lat), span[:, 1] / np.cos(lat))
+    large = owner[starts[size * (1 + np.tan(lat)) > _BENT_M]]
+    areas[large] = ellipsoid_area_m2(polygons[large], crs)
+    return np.asarray(areas)
 
 
 def _earth_of(source: pyproj.CRS) -> tuple[pyproj.CRS, pyproj.Geod]:

@@ -161,17 +161,20 @@ def _open_parquet(path: Path) -> PolygonFile | None:
         crs = pyproj.CRS.from_user_input(about.get("crs", "OGC:CRS84"))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RuntimeError):
         return None
-    if about.get("encoding") != "WKB" or "bbox" not in about:
+    if about.get("encoding") != "WKB" or (rows and "bbox" not in about):
         return None
     box = about.get("covering", {}).get("bbox", {}).get("xmin", [None])[0]
     kind = schema.field(box).type if box in schema.names else None
     # rounded to single precision, bounds may be within the object
     exact = kind is not None and kind == pa.struct([(n, pa.float64()) for n in _BOX])
     fields = _usable(schema)
-    x0, y0, x1, y1 = (about["bbox"][i] for i in ((0, 1, 2, 3) if len(about["bbox"]) == 4 else
-                                                 (0, 1, 3, 4)))  # fmt: skip
+    bounds = about.get("bbox") if rows else None
+    if bounds is not None:
+        # of three dimensions, two
+        half = len(bounds) // 2
+        bounds = (*bounds[:2], *bounds[half : half + 2])
     return PolygonFile(
-        path, crs, rows, (x0, y0, x1, y1), geometry=name, box=box if exact else None, fields=fields
+        path, crs, rows, bounds, geometry=name, box=box if exact else None, fields=fields
     )
 
 
