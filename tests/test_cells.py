@@ -81,7 +81,10 @@ def test_a_hexagon_is_as_wide_as_was_said_and_has_six_neighbours():
 
 def test_cells_where_nothing_was_imaged_are_left_out():
     seen = gpd.GeoSeries(
-        [shapely.box(330000, 3070000, 330900, 3070900), shapely.box(335000, 3070000, 335900, 3070900)],
+        [
+            shapely.box(330000, 3070000, 330900, 3070900),
+            shapely.box(335000, 3070000, 335900, 3070900),
+        ],
         crs=UTM,
     )
     cells = make_grid("square:300", seen, UTM)
@@ -96,7 +99,10 @@ def test_cells_where_nothing_was_imaged_are_left_out():
 def test_a_zone_s_name_is_that_of_the_military_grid():
     assert make_grid("square:1000", TOWN, UTM)["region"].str.startswith("45R-s1000-").all()
     # on the border of two zones the middle decides
-    assert make_grid("hexagon:50", shapely.box(5.99, 50, 6.002, 50.001), 4326)["region"][0][:3] == "31U"
+    assert (
+        make_grid("hexagon:50", shapely.box(5.99, 50, 6.002, 50.001), 4326)["region"][0][:3]
+        == "31U"
+    )
     assert make_grid("square:500", shapely.box(0, 0, 1000, 1000), 3413)["region"][0][0] == "N"
     assert make_grid("square:500", shapely.box(0, 0, 1000, 1000), 3031)["region"][0][0] == "S"
 

@@ -71,7 +71,11 @@ def test_expected_counts_are_columns_and_add_up():
     regions = gpd.GeoDataFrame({"name": ["a", "b"]}, geometry=boxes, crs=UTM)
     at = [(10, 10), (50, 50), (150, 50), (500, 50)]
     objects = gpd.GeoDataFrame(
-        {"class": ["x", "y", "x", "y"], "score": [0.6, 0.9, 1.0, 0.3], "area_m2": [60.0, 20, 200, 60]},
+        {
+            "class": ["x", "y", "x", "y"],
+            "score": [0.6, 0.9, 1.0, 0.3],
+            "area_m2": [60.0, 20, 200, 60],
+        },
         geometry=[shapely.box(x, y, x + 5, y + 5) for x, y in at],
         crs=UTM,
     )

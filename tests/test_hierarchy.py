@@ -107,7 +107,9 @@ def test_random_trees_add_up_as_a_walk_up_says():
     rng = np.random.default_rng(4)
     for _ in range(20):
         n = 30
-        parents = [None if i == 0 or rng.random() < 0.1 else f"p{rng.integers(i)}" for i in range(n)]
+        parents = [
+            None if i == 0 or rng.random() < 0.1 else f"p{rng.integers(i)}" for i in range(n)
+        ]
         order = rng.permutation(n)
         tree = Hierarchy.from_ids([f"p{i}" for i in order], [parents[i] for i in order])
         values = rng.integers(0, 100, n)
