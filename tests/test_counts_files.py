@@ -41,7 +41,7 @@ RNG = np.random.default_rng(1)
 
 def houses(n=500):
     """A town as a run writes it, around (330000, 3070000)."""
-    at = RNG.uniform(0, 1000, (n, 2)) + (330000, 3070000)
+    at = RNG.uniform(0, 1000, (n, 2)) + np.array([330000, 3070000])
     size = RNG.uniform(3, 15, n)
     shapes = shapely.box(*at.T, at[:, 0] + size, at[:, 1] + size)
     table = empty_objects(UTM)
@@ -152,13 +152,13 @@ def test_a_file_that_gives_fewer_objects_than_it_says_is_told(tmp_path):
 
 
 def test_objects_that_cannot_be_read_are_told(tmp_path):
-    with pytest.raises(RegionError, match="objects file .* does not exist"):
+    with pytest.raises(RegionError, match=r"objects file .* does not exist"):
         open_polygons(tmp_path / "no.gpkg")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(RegionError, match="cannot be read as a vector layer"):
         open_polygons(tmp_path / "bad.parquet")
+    path = write_table(tmp_path / "o.gpkg", houses(3))
     with pytest.raises(RegionError, match="no layer 'roofs'"):
-        path = write_table(tmp_path / "o.gpkg", houses(3))
         open_polygons(path, layer="roofs")
 
 
@@ -168,7 +168,7 @@ def test_objects_that_cannot_be_read_are_told(tmp_path):
 def test_regions_without_a_crs_need_to_be_told_theirs(tmp_path, capsys):
     bare = tmp_path / "bare.shp"
     quarters().set_crs(None, allow_override=True).to_file(bare)
-    with pytest.raises(RegionError, match="has no CRS.*--regions-crs EPSG:CODE"):
+    with pytest.raises(RegionError, match=r"has no CRS.*--regions-crs EPSG:CODE"):
         read_regions(bare)
     assert read_regions(bare, crs="EPSG:32645").crs == UTM
     with pytest.raises(ConfigError, match="--regions-crs 'nope' is no CRS"):
@@ -188,7 +188,7 @@ def test_regions_without_a_crs_need_to_be_told_theirs(tmp_path, capsys):
 
 def test_odd_regions_are_counted_and_told(tmp_path, capsys):
     bow_tie = shapely.Polygon([(0, 0), (500, 500), (500, 0), (0, 500)])
-    bow_tie = shapely.transform(bow_tie, lambda xy: xy + (330000, 3070000))
+    bow_tie = shapely.transform(bow_tie, lambda xy: xy + np.array([330000, 3070000]))
     west, east = quarters().geometry[0], quarters().geometry[2]
     odd = gpd.GeoDataFrame(
         {"name": ["a", "a", "b", "both"]},
@@ -204,14 +204,13 @@ def test_odd_regions_are_counted_and_told(tmp_path, capsys):
     odd.to_file(path)
     code, out, err = cli(capsys, "count", objects_file(tmp_path, houses()), path)
     assert code == 0
-    lines = err.splitlines()
-    assert lines == [
-        "3 pairs of regions overlap: 40.00% of their ground lies in more than one",
-        "1 regions were invalid and have been repaired",
+    # of 500,000 m2 the bow tie has 125,000 and the strip 100,000 again, 40,000 of them both
+    assert err.splitlines() == [
+        "3 pairs of regions overlap: 37.00% of their ground lies in more than one",
+        "2 regions were invalid and have been repaired",
         "1 regions have no area, so they have no objects of their own",
         "1 regions have a name that another has already",
-    ] or lines[0].startswith("3 pairs of regions overlap: ")
-    assert len(lines) == 4
+    ]
     assert out.splitlines()[-1].split()[:2] == ["total", "500"]
 
 

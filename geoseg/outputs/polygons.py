@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,13 @@ class PolygonFile:
         if self.table is not None:
             counter.add(self.table)
         else:
-            for batch in self._batches():
-                counter.add_encoded(self._encoded(batch))
+            # the next part is read while this one is counted
+            parts = map(self._encoded, self._batches())
+            with ThreadPoolExecutor(1) as reader:
+                ahead = reader.submit(next, parts, None)
+                while (part := ahead.result()) is not None:
+                    ahead = reader.submit(next, parts, None)
+                    counter.add_encoded(part)
         if counter.objects - before != self.rows:
             raise RegionError(
                 f"{self.path} says that it has {self.rows} objects but gave "
