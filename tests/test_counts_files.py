@@ -17,6 +17,7 @@ import geoseg.objects.cells
 import geoseg.objects.count
 import geoseg.objects.expected
 import geoseg.objects.hierarchy
+import geoseg.objects.tally
 from geoseg.cli.main import main
 from geoseg.errors import ConfigError, OutputError, RegionError
 from geoseg.objects import lookup
@@ -515,6 +516,7 @@ def test_detect_refuses_parents_that_are_no_tree_before_it_runs(painted, tmp_pat
         geoseg.objects.count,
         geoseg.objects.expected,
         geoseg.objects.hierarchy,
+        geoseg.objects.tally,
     ],
     ids=lambda m: m.__name__,
 )

@@ -29,13 +29,14 @@ from geoseg.objects.regions import (
     ellipsoid_area_m2,
     ground_area_m2,
     overlapping_pairs,
-    pieces_of,
     polygonal,
     project,
     ratio,
+    share_within,
     shared_ground,
     take_apart,
 )
+from geoseg.objects.tally import CM2, FINE, MEASURES, WHOLE, Sums, Tally, add_up, as_whole
 from geoseg.records import DoubleArray, GeometryArray, IntArray
 
 __all__ = [
@@ -58,13 +59,6 @@ RULES: tuple[Rule, ...] = ("point", "area", "intersects")
 NAME_FIELDS = ("region", "name", "region_id", "id")
 MOST_CLASSES = 12
 """With more classes than this only counts get a column each."""
-_WHOLE = 2**30
-# ^ an object is this many parts, and sums are of whole numbers: the order never shows in them
-_CM2 = 10_000
-# ^ areas are added in square centimetres, for the same reason
-_FINE = 2**24
-# ^ and expected things in such parts
-_MEASURES = ("parts", "area", "covered", "mean", "variance")
 
 
 def count(
@@ -266,7 +260,7 @@ class RegionCounter:
         self._lookups: tuple[RegionLookup, RegionLookup] | None = None
         self._named = set(classes or ())
         self._classified = True
-        self._sums: dict[str, dict[str, IntArray]] = {}
+        self._tally = Tally(n)
         self._per_kind: dict[str, int] = {}
         self._objects = self._shared = 0
 
@@ -368,28 +362,28 @@ class RegionCounter:
         if self.rule == "intersects" and self.tree is not None:
             rows, owners = self.tree.with_ancestors(rows, self._order[owners])
             owners, weights = np.argsort(self._order)[owners], np.ones(len(rows))
-        parts = np.rint(weights * _WHOLE).astype(np.int64)
-        counted = _add_up(rows, parts, n)
+        parts = np.rint(weights * WHOLE).astype(np.int64)
+        counted = add_up(rows, parts, n)
         # per object, not n - sum: so that the sum at the end can disagree
         outside = (
-            (counted == 0) * _WHOLE
+            (counted == 0) * WHOLE
             if self.rule == "intersects"
-            else np.clip(_WHOLE - counted, 0, _WHOLE)
+            else np.clip(WHOLE - counted, 0, WHOLE)
         )
         # those outside are counted in a last column, as if in one more region
         lost = np.flatnonzero(outside)
         rows, owners = np.r_[rows, lost], np.r_[owners, np.full(len(lost), n_regions)]
         parts = np.r_[parts, outside[lost]]
-        share = parts / _WHOLE
-        add = _Adder(self._sums, [str(c) for c in classes], n_regions + 1)
-        add.to("parts", kinds[rows], owners, parts)
-        add.to("area", kinds[rows], owners, _whole(share * area[rows], _CM2))
+        share = parts / WHOLE
+        add, names = self._tally.add, [str(c) for c in classes]
+        add("parts", names, kinds[rows], owners, parts)
+        add("area", names, kinds[rows], owners, as_whole(share * area[rows], CM2))
         covering, grounds, lying = self._covered(batch)
-        add.to("covered", kinds[covering], grounds, _whole(lying * area[covering], _CM2))
+        add("covered", names, kinds[covering], grounds, as_whole(lying * area[covering], CM2))
         if stands is not None:
             mean, variance = stands
-            add.to("mean", kinds[rows], owners, _whole(share * mean[rows], _FINE))
-            add.to("variance", kinds[rows], owners, _whole(share**2 * variance[rows], _FINE))
+            add("mean", names, kinds[rows], owners, as_whole(share * mean[rows], FINE))
+            add("variance", names, kinds[rows], owners, as_whole(share**2 * variance[rows], FINE))
 
     def _expect(
         self,
@@ -431,12 +425,15 @@ class RegionCounter:
         GeosegError
             If the counts do not add up, which would be a defect of this class.
         """
-        own = self._in_given_order()
-        sums = self._rolled_up(own)
+        own = sums = self._tally.in_order(self._order)
+        if self.tree is not None:
+            # an object that meets two children was given to their parents once already
+            only_ground = self.rule == "intersects"
+            sums = own.rolled_up(self.tree, ("covered",) if only_ground else MEASURES)
         levels = self._reconcile(own, sums)
-        names = sorted({k for k in sums if k} | self._named) if self._classified else []
+        names = sorted({k for k, _ in sums if k} | self._named) if self._classified else []
         names = names if len(names) > 1 else []
-        total = _total(sums, len(self.regions) + 1)
+        total = sums.total()
         area_m2 = self._areas_m2()
         imaged_share = self._imaged_share(imaged)
         columns = self._counts(total, sums, names)
@@ -445,20 +442,19 @@ class RegionCounter:
         columns["imaged_share"] = imaged_share
         seen_m2 = area_m2 if imaged is None else area_m2 * imaged_share
         few = names if len(names) <= MOST_CLASSES else []
-        none = {m: np.zeros(len(self.regions) + 1, np.int64) for m in _MEASURES}
-        kinds = {"": total} | {f"_{name}": sums.get(name, none) for name in few}
+        kinds = {"": total} | {f"_{name}": sums.of(name) for name in few}
         for suffix, of_kind in kinds.items():
-            ground = of_kind["covered"][:-1] / _CM2
+            ground = of_kind["covered"][:-1] / CM2
             columns[f"covered_share{suffix}"] = np.clip(ratio(ground, seen_m2), 0, 1)
         for suffix, of_kind in kinds.items():
-            mean = ratio(of_kind["area"][:-1] / _CM2, of_kind["parts"][:-1] / _WHOLE)
+            mean = ratio(of_kind["area"][:-1] / CM2, of_kind["parts"][:-1] / WHOLE)
             columns[f"mean_area_m2{suffix}"] = mean
         if self.calibration is not None:
             columns |= self._expected(sums)
         if self.tree is not None:
             columns["level"] = self.tree.levels
             if self.rule != "intersects":
-                alone = _total(own, len(area_m2) + 1)["parts"][:-1]
+                alone = own.total()["parts"][:-1]
                 columns["count_own"] = self._as_counts(alone)
         result = _add_columns(self.regions, columns)
         result.attrs = self._about(total, sums, area_m2)
@@ -466,34 +462,23 @@ class RegionCounter:
             result.attrs["levels"] = levels
         return result
 
-    def _counts(
-        self,
-        total: dict[str, IntArray],
-        sums: dict[str, dict[str, IntArray]],
-        names: Sequence[str],
-    ) -> dict[str, Any]:
+    def _counts(self, total: Sums, sums: Tally, names: Sequence[str]) -> dict[str, Any]:
         """Return the columns of counts."""
-        none = np.zeros(len(self.regions) + 1, np.int64)
         parts = {"count": total["parts"]}
-        parts |= {f"count_{name}": sums.get(name, {}).get("parts", none) for name in names}
+        parts |= {f"count_{name}": sums.of(name)["parts"] for name in names}
         return {name: self._as_counts(values[:-1]) for name, values in parts.items()}
 
     def _as_counts(self, parts: IntArray) -> npt.NDArray[Any]:
         """Return counts: whole ones, unless objects are shared out."""
-        return parts / _WHOLE if self.rule == "area" else parts // _WHOLE
+        return parts / WHOLE if self.rule == "area" else parts // WHOLE
 
-    def _about(
-        self,
-        total: dict[str, IntArray],
-        sums: dict[str, dict[str, IntArray]],
-        area_m2: DoubleArray,
-    ) -> dict[str, Any]:
+    def _about(self, total: Sums, sums: Tally, area_m2: DoubleArray) -> dict[str, Any]:
         """Return what is to be known about the counts beside them."""
         names = self.regions[self.region_field] if self.region_field else pd.Series(dtype=object)
         pairs = overlapping_pairs(self._own)
         by_class = {}
-        for kind in sorted(k for k in sums if k) if self._classified else []:
-            outside = self._as_counts(sums[kind]["parts"][-1:])[0].item()
+        for kind in sorted(k for k, _ in sums if k) if self._classified else []:
+            outside = self._as_counts(sums.of(kind)["parts"][-1:])[0].item()
             by_class[kind] = {"total": self._per_kind[kind], "outside": outside}
         return {
             "rule": self.rule,
@@ -509,14 +494,14 @@ class RegionCounter:
             "region_field": self.region_field,
         }
 
-    def _expected(self, sums: dict[str, dict[str, IntArray]]) -> dict[str, DoubleArray]:
+    def _expected(self, sums: Tally) -> dict[str, DoubleArray]:
         """Return the columns of expected counts."""
         mean, variance = np.zeros(len(self.regions)), np.zeros(len(self.regions))
-        for kind, of_kind in sums.items():
-            things = of_kind["mean"][:-1] / _FINE
+        for kind, of_kind in sums:
+            things = of_kind["mean"][:-1] / FINE
             mean += things
             spread = _calibration_of(self.calibration, kind).spread
-            variance += of_kind["variance"][:-1] / _FINE + (spread * things) ** 2
+            variance += of_kind["variance"][:-1] / FINE + (spread * things) ** 2
         low, high = interval_90(mean, variance)
         return {"expected": mean, "expected_low": low, "expected_high": high}
 
@@ -544,29 +529,6 @@ class RegionCounter:
         """Return which objects lie on which regions' ground, and how much of each."""
         whole, apart = self._find()
         return (whole if self.tree is None else apart).shares(batch)
-
-    def _in_given_order(self) -> dict[str, dict[str, IntArray]]:
-        """Return the sums with the regions in the order of the table."""
-        back = np.append(np.argsort(self._order), len(self._order))
-        return {
-            kind: {name: values[back] for name, values in of_kind.items()}
-            for kind, of_kind in self._sums.items()
-        }
-
-    def _rolled_up(self, own: dict[str, dict[str, IntArray]]) -> dict[str, dict[str, IntArray]]:
-        """Return the sums with those of children added to their parents."""
-        if self.tree is None:
-            return own
-        # an object that meets two children was given to their parents once already
-        names = ("covered",) if self.rule == "intersects" else _MEASURES
-        tree = self.tree
-        return {
-            kind: {
-                name: np.append(tree.roll_up(values[:-1]), values[-1]) if name in names else values
-                for name, values in of_kind.items()
-            }
-            for kind, of_kind in own.items()
-        }
 
     def _areas_m2(self) -> DoubleArray:
         """Return the size of each region; of a parent without a shape that of its children."""
@@ -596,16 +558,13 @@ class RegionCounter:
                 f"{west:g}, {south:g}, {east:g}, {north:g}; give bounds that hold all objects"
             )
 
-    def _reconcile(
-        self, own: dict[str, dict[str, IntArray]], sums: dict[str, dict[str, IntArray]]
-    ) -> list[dict[str, Any]]:
+    def _reconcile(self, own: Tally, sums: Tally) -> list[dict[str, Any]]:
         """Check that no object is lost or doubled, in any class and on any level."""
         if self.rule == "intersects":
             return []
-        for kind, of_kind in own.items():
+        for kind, of_kind in own:
             self._check_sum(int(of_kind["parts"].sum()), self._per_kind[kind], f" of {kind}")
-        n = len(self.regions) + 1
-        alone, all_in = _total(own, n)["parts"], _total(sums, n)["parts"]
+        alone, all_in = own.total()["parts"], sums.total()["parts"]
         self._check_sum(int(alone.sum()), self._objects, "")
         if self.tree is None:
             return []
@@ -624,9 +583,9 @@ class RegionCounter:
 
     def _check_sum(self, parts: int, objects: int, which: str) -> None:
         """Refuse a sum that is not the number of objects."""
-        if abs(parts - objects * _WHOLE) > 1e-6 * _WHOLE * objects:
+        if abs(parts - objects * WHOLE) > 1e-6 * WHOLE * objects:
             raise GeosegError(
-                f"counts do not reconcile: {parts / _WHOLE:g} in regions and outside is not the "
+                f"counts do not reconcile: {parts / WHOLE:g} in regions and outside is not the "
                 f"{objects} objects{which}; please report this with the two layers"
             )
 
@@ -639,63 +598,7 @@ class RegionCounter:
         else:
             source = _crs_of(imaged, "imaged area")
             seen = project(polygonal(imaged.geometry.array)[0], source, self.crs)
-        area = shapely.union_all(seen)
-        if shapely.is_empty(area):
-            return np.where(shapely.is_empty(self._own), np.nan, 0.0)
-        source = self.regions.crs
-        # not the areas of the count: images may reach beyond the objects
-        near = cut_near(self._own, source, shapely.bounds(area), self.crs)
-        whole = project(near, source, self.crs)
-        share = _share_within(whole, area, self.crs)
-        cut = near != self._own
-        if cut.any():
-            share[cut] *= ratio(
-                ellipsoid_area_m2(near[cut], source), ellipsoid_area_m2(self._own[cut], source)
-            )
-        # what was cut away wholly is not imaged, what has no area has no share
-        share = np.where(cut & shapely.is_empty(near), 0.0, share)
-        share[shapely.is_empty(self._own)] = np.nan
-        return np.clip(share, 0, 1)
-
-
-class _Adder:
-    """Add values to sums by class and region."""
-
-    def __init__(
-        self, sums: dict[str, dict[str, IntArray]], classes: Sequence[str], n: int
-    ) -> None:
-        self._sums, self._classes, self._n = sums, classes, n
-
-    def to(self, measure: str, kinds: IntArray, owners: IntArray, values: IntArray) -> None:
-        """Add (p,) values to one measure of their classes and regions."""
-        n = self._n
-        cells = _add_up(kinds * n + owners, values, len(self._classes) * n)
-        for name, added in zip(self._classes, cells.reshape(-1, n), strict=True):
-            of_kind = self._sums.setdefault(name, {m: np.zeros(n, np.int64) for m in _MEASURES})
-            of_kind[measure] += added
-
-
-def _share_within(polygons: GeometryArray, area: BaseGeometry, crs: pyproj.CRS) -> DoubleArray:
-    """Return the share of each polygon that lies in an area, NaN of an empty one."""
-    shapely.prepare(area)
-    share = np.where(shapely.covers(area, polygons), 1.0, 0.0)
-    some = np.flatnonzero((share == 0) & shapely.intersects(area, polygons))
-    pieces, _ = pieces_of(np.array([area], dtype=object))
-    row, piece = shapely.STRtree(pieces).query(polygons[some])
-    common = polygonal(shapely.intersection(polygons[some[row]], pieces[piece]))[0]
-    within = np.bincount(row, weights=ellipsoid_area_m2(common, crs), minlength=len(some))
-    share[some] = ratio(within, ellipsoid_area_m2(polygons[some], crs))
-    share[shapely.is_empty(polygons)] = np.nan
-    return share
-
-
-def _total(sums: dict[str, dict[str, IntArray]], n: int) -> dict[str, IntArray]:
-    """Return the sums over all classes."""
-    result = {name: np.zeros(n, np.int64) for name in _MEASURES}
-    for of_kind in sums.values():
-        for name, values in of_kind.items():
-            result[name] += values
-    return result
+        return share_within(self._own, self.regions.crs, shapely.union_all(seen), self.crs)
 
 
 def _calibration_of(given: Calibrations | None, kind: str) -> Calibration:
@@ -733,17 +636,6 @@ def _name_field(regions: gpd.GeoDataFrame) -> str | None:
     """Return the field that most likely names a region."""
     by_name = {str(c).casefold(): str(c) for c in reversed(regions.columns)}
     return next((by_name[name] for name in NAME_FIELDS if name in by_name), None)
-
-
-def _whole(values: DoubleArray, unit: int) -> IntArray:
-    """Return values in whole parts of a unit."""
-    return np.rint(values * unit).astype(np.int64)
-
-
-def _add_up(owners: IntArray, parts: IntArray, n: int) -> IntArray:
-    """Return the sum of the parts of each owner 0..n-1."""
-    # bincount adds in float64, exact up to 2**53: eight million whole objects in one cell
-    return np.bincount(owners, weights=parts, minlength=n).astype(np.int64)
 
 
 def _add_columns(regions: gpd.GeoDataFrame, columns: dict[str, Any]) -> gpd.GeoDataFrame:

@@ -256,6 +256,55 @@ def take_apart(regions: GeometryArray) -> GeometryArray:
     return polygonal(apart)[0]
 
 
+def share_within(
+    polygons: GeometryArray, crs: pyproj.CRS, area: BaseGeometry, area_crs: pyproj.CRS
+) -> DoubleArray:
+    """Return the share of each polygon that lies in an area, measured on the ellipsoid.
+
+    Parameters
+    ----------
+    polygons : ndarray
+        (n,) valid Polygons and MultiPolygons, however large.
+    crs : pyproj.CRS
+        Their CRS.
+    area : geometry
+        A Polygon or MultiPolygon.
+    area_crs : pyproj.CRS
+        Its CRS, in which the two are compared.
+
+    Returns
+    -------
+    ndarray
+        (n,) 0 to 1; NaN of an empty polygon.
+    """
+    if shapely.is_empty(area):
+        return np.where(shapely.is_empty(polygons), np.nan, 0.0)
+    near = cut_near(polygons, crs, shapely.bounds(area), area_crs)
+    share = _share_here(project(near, crs, area_crs), area, area_crs)
+    cut = near != polygons
+    if cut.any():
+        share[cut] *= ratio(
+            ellipsoid_area_m2(near[cut], crs), ellipsoid_area_m2(polygons[cut], crs)
+        )
+    # what was cut away wholly is not inside, what has no area has no share
+    share = np.where(cut & shapely.is_empty(near), 0.0, share)
+    share[shapely.is_empty(polygons)] = np.nan
+    return np.clip(share, 0, 1)
+
+
+def _share_here(polygons: GeometryArray, area: BaseGeometry, crs: pyproj.CRS) -> DoubleArray:
+    """Return the share of each polygon that lies in an area, all in one CRS."""
+    shapely.prepare(area)
+    share = np.where(shapely.covers(area, polygons), 1.0, 0.0)
+    some = np.flatnonzero((share == 0) & shapely.intersects(area, polygons))
+    pieces, _ = pieces_of(np.array([area], dtype=object))
+    row, piece = shapely.STRtree(pieces).query(polygons[some])
+    common = polygonal(shapely.intersection(polygons[some[row]], pieces[piece]))[0]
+    within = np.bincount(row, weights=ellipsoid_area_m2(common, crs), minlength=len(some))
+    share[some] = ratio(within, ellipsoid_area_m2(polygons[some], crs))
+    return share
+
+
 def pieces_of(polygons: GeometryArray, vertices: int = 256) -> tuple[GeometryArray, IntArray]:
     """Cut large polygons into pieces of few vertices, so that to cut with them is cheap.
 
