@@ -163,6 +163,17 @@ def test_objects_that_cannot_be_read_are_told(tmp_path):
         open_polygons(path, layer="roofs")
 
 
+def test_a_virtual_file_is_refused_whatever_its_suffix(tmp_path):
+    write_table(tmp_path / "secret.gpkg", houses(3))
+    trap = tmp_path / "trap.gpkg"
+    trap.write_text(
+        '<OGRVRTDataSource><OGRVRTLayer name="objects"><SrcDataSource relativeToVRT="1">secret.gpkg'
+        "</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    )
+    with pytest.raises(RegionError, match="is a virtual file"):
+        open_polygons(trap)
+
+
 # ---------------------------------------------------------------- regions as people have them
 
 
@@ -336,7 +347,8 @@ def test_counts_go_to_every_format_and_come_back(tmp_path, capsys, suffix):
     code, out, _ = cli(capsys, "count", objects, regions, "-o", output)
     assert code == 0
     readers = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": gpd.read_parquet}
-    table = readers.get(suffix, pyogrio.read_dataframe)(output)
+    read = readers.get(suffix, pyogrio.read_dataframe)
+    table = read(output, **({"layer": "regions"} if suffix == ".gpkg" else {}))
     column = "count [objects]" if suffix == ".xlsx" else "count"
     printed = {line.split()[0]: int(line.split()[1]) for line in out.splitlines()[1:]}
     assert dict(zip(table["name"], table[column], strict=True)).items() <= printed.items()
@@ -474,6 +486,11 @@ def test_detect_counts_in_a_grid_into_a_sheet(painted, tmp_path, capsys):
     table = cli(capsys, *args, "--rule", "area")[1].splitlines()
     assert table[0].split()[:2] == ["region", "objects"]
     assert any(line.startswith("outside") for line in table)
+    # hundreds of cells are not for a terminal
+    args[args.index("square:15")] = "square:2"
+    lines = cli(capsys, *args)[1].splitlines()
+    assert len(lines) < 35
+    assert any("more in the output" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -104,14 +104,15 @@ def _show_counts(regions: gpd.GeoDataFrame, n_objects: int) -> None:
     by_class = regions.attrs["by_class"]
     kinds = [kind for kind in by_class if f"count_{kind}" in regions.columns][:_KINDS]
     counts = ["count", *(f"count_{kind}" for kind in kinds)]
-    shown = regions
+    order = np.arange(len(regions))
     if len(regions) > _MOST_SHOWN:
         # cells of a grid may be thousands
-        shown = regions.iloc[np.argsort(-regions["count"], kind="stable")[:_FEW_SHOWN]]
+        order = np.argsort(-regions["count"].to_numpy(), kind="stable")[:_FEW_SHOWN]
+    shown, names = regions.iloc[order], _names(regions)
     rows = [
         [name, *counted, round(density), f"{imaged:.0%}"]
         for name, counted, density, imaged in zip(
-            _names(shown, regions.attrs.get("region_field")),
+            [names[i] for i in order],
             shown[counts].to_numpy().tolist(),
             shown["density_km2"].fillna(0),
             shown["imaged_share"].fillna(0),
@@ -130,8 +131,9 @@ def _show_counts(regions: gpd.GeoDataFrame, n_objects: int) -> None:
         click.echo(f"note: {text}")
 
 
-def _names(regions: gpd.GeoDataFrame, field: str | None) -> list[str]:
+def _names(regions: gpd.GeoDataFrame) -> list[str]:
     """Return what to call the regions: their name field, or their number."""
+    field = regions.attrs.get("region_field")
     values = regions[field] if field else range(1, len(regions) + 1)
     return [str(value) for value in values]
 
@@ -141,9 +143,7 @@ def show_demo(result: DemoResult) -> None:
     counts = result.counts
     rows = [
         [name, int(row["count"]), int(row["truth"])]
-        for name, (_, row) in zip(
-            _names(counts, counts.attrs.get("region_field")), counts.iterrows(), strict=True
-        )
+        for name, (_, row) in zip(_names(counts), counts.iterrows(), strict=True)
     ]
     n_truth = int(counts["truth"].sum()) + result.outside[1]
     totals = [["outside", *result.outside], ["all", result.run.n_objects, n_truth]]

@@ -27,7 +27,7 @@ CELLS_PER_REGION = 1500
 """More make fewer objects lie at outlines, and the raster larger."""
 MOST_CELLS = 2**24
 RASTER_FROM = 20_000
-"""Objects from which on the raster, which costs a second or so, pays."""
+"""Objects from which on the raster pays, for each thousand regions: it costs half a second."""
 _MOST_SHARED = 8
 # ^ a cell in more regions than this is looked at exactly
 
@@ -180,9 +180,8 @@ class RegionLookup:
     def _sort_out(self, batch: Batch) -> tuple[IntArray | None, IntArray]:
         """Return the set of regions of each object, -1 where unsure, and the unsure rows."""
         self._seen += len(batch)
-        if self._raster is None and (
-            self._seen < RASTER_FROM or not np.isfinite(self._extent).all()
-        ):
+        enough = self._seen >= RASTER_FROM * max(1, len(self.areas) // 1000)
+        if self._raster is None and not (enough and np.isfinite(self._extent).all()):
             return None, np.arange(len(batch))
         sets = batch.known.get(id(self))
         if sets is None:

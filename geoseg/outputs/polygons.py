@@ -24,6 +24,7 @@ from geoseg.objects.count import Encoded, RegionCounter
 from geoseg.outputs.tables import GROUP_ROWS, read_vector
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")
+_STREAMED = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 _FIELDS = ("class", "score", "area_m2")
 
 
@@ -139,7 +140,7 @@ def open_polygons(path: str | Path, *, layer: str | None = None) -> PolygonFile:
     if path.is_file():
         if suffix in {".parquet", ".geoparquet"}:
             found = _open_parquet(path)
-        elif suffix in {".gpkg", ".fgb"}:
+        elif suffix in _STREAMED:
             found = _open_layer(path, layer)
     if found is not None:
         return found
@@ -200,6 +201,9 @@ def _open_layer(path: Path, layer: str | None) -> PolygonFile | None:
             schema, geometry = reader.schema, meta["geometry_name"] or "wkb_geometry"
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, IndexError,
             TypeError, ValueError):  # fmt: skip
+        return None
+    if info["driver"] not in _STREAMED.values():
+        # a virtual file, whatever its suffix says
         return None
     if "olygon" not in str(info["geometry_type"]) or crs.name.lower().startswith("undefined"):
         return None
