@@ -409,6 +409,12 @@ def test_count_in_a_grid_over_what_was_imaged(tmp_path, capsys):
     assert any(r["imaged_share"] < 1 for r in told["regions"])
     assert told["outside"] > 100
     assert sum(r["count"] for r in told["regions"]) + told["outside"] == 500
+    # many cells that are in a file anyway are not for a terminal
+    code, out, _ = cli(capsys, "count", gpkg, "--grid", "square:50", "-o", tmp_path / "c.csv")
+    assert code == 0
+    assert len(out.splitlines()) == 24
+    assert len(pd.read_csv(tmp_path / "c.csv")) > 100
+    assert f"... {len(pd.read_csv(tmp_path / 'c.csv')) - 20} more in the output" in out
     # the same area from a file of its own
     coverage[:2].to_file(tmp_path / "seen.geojson")
     again = cli(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from geoseg.outputs.polygons import PolygonFile
 
 
+_MOST_SHOWN, _FEW_SHOWN = 60, 20
+
+
 @click.command("count")
 @click.argument("objects", type=click.Path(path_type=Path))
 @click.argument("regions", type=click.Path(path_type=Path), required=False)
@@ -115,7 +118,7 @@ def command(
     if as_json:
         show_json(_as_json(counted))
     else:
-        _show(counted)
+        _show(counted, all_of_them=output is None)
 
 
 def _seen(objects: Path, imaged: Path | None) -> Imaged | None:
@@ -159,8 +162,11 @@ def _names(counted: gpd.GeoDataFrame) -> list[Any]:
     return list(range(1, len(counted) + 1)) if field is None else counted[field].tolist()
 
 
-def _show(counted: gpd.GeoDataFrame) -> None:
-    """Print a row per region, then what is outside and in all; what is odd goes to stderr."""
+def _show(counted: gpd.GeoDataFrame, *, all_of_them: bool) -> None:
+    """Print a row per region, then what is outside and in all; what is odd goes to stderr.
+
+    Of very many regions that are in a file anyway, those with most objects.
+    """
     from geoseg.outputs.counts import remarks_on, summary_of
 
     counts, beside = _columns(counted)
@@ -168,6 +174,10 @@ def _show(counted: gpd.GeoDataFrame) -> None:
     values = [counted[c].tolist() for c in columns]
     names = list(map(str, _names(counted)))
     rows = [list(row) for row in zip(names, *values, strict=True)]
+    if len(rows) > _MOST_SHOWN and not all_of_them:
+        ranked = sorted(rows, key=lambda row: -row[1])
+        more = [f"... {len(rows) - _FEW_SHOWN} more in the output", *([None] * len(columns))]
+        rows = [*ranked[:_FEW_SHOWN], more]
     attrs = counted.attrs
     rest: list[Any] = [None] * len(beside)
     ends = []
