@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,7 @@ def count(objects: Path, regions: Path, rule: str) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - begun, 1),
         "cpu_s": round(time.process_time() - busy, 1),
         "peak_mb": round(peak_mb()),
+        "load": round(os.getloadavg()[0], 1),
         "outside": counted.attrs["outside"],
         "counts_and_outside": total,
     }
@@ -140,12 +142,13 @@ def report(rows: list[dict[str, Any]], size: dict[str, float], command: str) -> 
             (
                 "Objects from the file that a run writes, streamed into regions that share bent "
                 "edges (20 vertices each), in one process, with class, covered ground and mean "
-                "size. The seconds are by the wall clock, whatever else the machine did, and "
-                "include reading; the memory is the largest resident size of the process."
+                "size, reading included. s is the wall clock, which shows what else the machine "
+                "did: load is how many processes wanted one of its cores at the end. The memory "
+                "is the largest resident size of the process."
             ),
             f"{common.machine()}. `{command}`",
             common.table(
-                ("objects", "regions", "rule", "s", "CPU s", "us an object", "peak MB",
+                ("objects", "regions", "rule", "s", "CPU s", "CPU us an object", "peak MB", "load",
                  "counts + outside"),
                 [
                     (
@@ -154,8 +157,9 @@ def report(rows: list[dict[str, Any]], size: dict[str, float], command: str) -> 
                         r["rule"],
                         f"{r['seconds']:.1f}",
                         f"{r['cpu_s']:.1f}",
-                        f"{1e6 * r['seconds'] / r['objects']:.1f}",
+                        f"{1e6 * r['cpu_s'] / r['objects']:.1f}",
                         f"{r['peak_mb']:,}",
+                        r["load"],
                         "-" if r["rule"] == "intersects" else f"{r['counts_and_outside']:,.2f}",
                     )
                     for r in rows

@@ -357,7 +357,8 @@ class RegionCounter:
         self._objects += n
         for name, found in zip(classes, np.bincount(kinds, minlength=len(classes)), strict=True):
             self._per_kind[name] = self._per_kind.get(name, 0) + int(found)
-        rows, owners, weights = self._counted(batch)
+        pairs = self._counted(batch)
+        rows, owners, weights = pairs
         self._shared += int(np.count_nonzero(np.bincount(rows, minlength=n) > 1))
         if self.rule == "intersects" and self.tree is not None:
             rows, owners = self.tree.with_ancestors(rows, self._order[owners])
@@ -378,7 +379,7 @@ class RegionCounter:
         add, names = self._tally.add, [str(c) for c in classes]
         add("parts", names, kinds[rows], owners, parts)
         add("area", names, kinds[rows], owners, as_whole(share * area[rows], CM2))
-        covering, grounds, lying = self._covered(batch)
+        covering, grounds, lying = self._covered(batch, pairs)
         add("covered", names, kinds[covering], grounds, as_whole(lying * area[covering], CM2))
         if stands is not None:
             mean, variance = stands
@@ -525,10 +526,14 @@ class RegionCounter:
             return whole.lowest(batch)
         return apart.shares(batch) if self.rule == "area" else whole.meets(batch)
 
-    def _covered(self, batch: Batch) -> Pairs:
+    def _covered(self, batch: Batch, counted: Pairs) -> Pairs:
         """Return which objects lie on which regions' ground, and how much of each."""
         whole, apart = self._find()
-        return (whole if self.tree is None else apart).shares(batch)
+        finder = whole if self.tree is None else apart
+        if self.rule == "area" and finder is apart:
+            # known already: by area, ground is what counts
+            return counted
+        return finder.shares(batch)
 
     def _areas_m2(self) -> DoubleArray:
         """Return the size of each region; of a parent without a shape that of its children."""
