@@ -62,7 +62,7 @@ def detect(
     from geoseg.jobs.pipeline import run_detect
 
     given = [images] if isinstance(images, str | Path) else list(images)
-    for name in ("aoi", "regions", "run_dir"):
+    for name in ("aoi", "regions", "run_dir", "counts"):
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])
     for name in ("bidx", "resource"):

@@ -88,6 +88,18 @@ class DetectSettings:
     """'i/n': run only this share of the supertiles, without joining or writing the output."""
     notify: str | None = None
     """Command to run at the end."""
+    grid: str | None = None
+    """'hexagon:METRES' or 'square:METRES': count in cells of that size instead of `regions`."""
+    counts: Path | None = None
+    """CSV, XLSX or vector file that gets the counts per region, beside the output."""
+    rule: str = "point"
+    """'point', 'area' or 'intersects': which region an object counts in."""
+    regions_crs: str | None = None
+    """CRS of `regions` where their file has none."""
+    parent: str | None = None
+    """Field of `regions` with the id of the region that a region lies in."""
+    id_field: str | None = None
+    """Field of `regions` with the ids that `parent` names."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -113,6 +125,24 @@ class DetectSettings:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         self._check_driver()
+        self._check_counting()
+
+    @property
+    def counting(self) -> bool:
+        """Whether objects are counted in regions or cells."""
+        return self.regions is not None or self.grid is not None
+
+    def _check_counting(self) -> None:
+        """Refuse settings of the counts that contradict each other."""
+        _check_counting(self.rule, self.regions, self.grid)
+        if self.counts is not None and not self.counting:
+            raise ConfigError("--counts needs regions to count in; give --regions or --grid")
+        if self.counts is not None and self.counts == self.output:
+            raise ConfigError("--counts and --output name one file; name two")
+        of_regions = {"--regions-crs": self.regions_crs, "--parent": self.parent}
+        for option, value in (of_regions | {"--id": self.id_field}).items():
+            if value is not None and self.regions is None:
+                raise ConfigError(f"{option} is about --regions; give those too")
 
     def _check_driver(self) -> None:
         """Refuse settings of the driver that are wrong or contradict each other."""
@@ -174,31 +204,58 @@ def _check_range(option: str, value: float | None, low: float, high: float) -> N
         raise ConfigError(f"{option} is {value}; expected {low} to {high}")
 
 
+def _check_counting(rule: str, regions: Path | None, grid: str | None) -> None:
+    if rule not in ("point", "area", "intersects"):
+        raise ConfigError(f"--rule is '{rule}'; expected point, area or intersects")
+    if regions is not None and grid is not None:
+        raise ConfigError("regions and --grid are two answers to one question; give one")
+
+
 @dataclass(frozen=True, slots=True)
 class CountSettings:
     """Everything that `geoseg count` can be told."""
 
     objects: Path
     """Output of `geoseg detect`, or any vector file of polygons."""
-    regions: Path
+    regions: Path | None = None
     """Vector file of polygons to count in."""
     output: Path | None = None
-    """The regions with their counts: .gpkg, .parquet, .fgb, .geojson or .csv; None prints only."""
+    """The regions with their counts: .gpkg, .parquet, .fgb, .geojson, .csv or .xlsx; None prints
+    only."""
+    grid: str | None = None
+    """'hexagon:METRES' or 'square:METRES': count in cells of that size instead of `regions`."""
     rule: str = "point"
-    """'point', 'area' or 'intersects'."""
+    """'point', 'area' or 'intersects': which region an object counts in."""
     layer: str | None = None
     """Layer of ``regions``, where it has several."""
     region_field: str | None = None
     """Field of ``regions`` that names a region."""
+    regions_crs: str | None = None
+    """CRS of `regions` where their file has none."""
+    parent: str | None = None
+    """Field of `regions` with the id of the region that a region lies in."""
+    id_field: str | None = None
+    """Field of `regions` with the ids that `parent` names."""
+    imaged: Path | None = None
+    """Polygons of what was imaged; by default the coverage in `objects`, where it has one."""
+    calibration: Path | None = None
+    """Model card or JSON that says how often the detector is right."""
     overwrite: bool = False
     """Replace an existing output."""
+
+    def __post_init__(self) -> None:
+        if self.regions is None and self.grid is None:
+            raise ConfigError("no regions to count in; name a file of polygons, or give --grid")
+        _check_counting(self.rule, self.regions, self.grid)
 
 
 _TABLES: dict[str, type[DetectSettings] | type[CountSettings]] = {
     "detect": DetectSettings,
     "count": CountSettings,
 }
-_PATHS = ("output", "aoi", "objects", "regions", "run_dir")
+_PATHS = (
+    "output", "aoi", "objects", "regions", "run_dir", "counts", "imaged", "calibration",
+)  # fmt: skip
 _LISTS = {"images": str, "bidx": int, "resource": str}
 
 

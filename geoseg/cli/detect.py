@@ -55,6 +55,22 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
 @click.option("--bidx", "-b", callback=_bands, metavar="1,2,3", help="Bands, 1-based, in order.")
 @click.option("--aoi", type=click.Path(path_type=Path), help="Look only inside these polygons.")
 @click.option("--regions", type=click.Path(path_type=Path), help="Count per polygon of this layer.")
+@click.option("--grid", metavar="SHAPE:METRES", help="Or count per cell: hexagon:500, square:1000.")
+@click.option(
+    "--counts",
+    type=click.Path(path_type=Path),
+    help="Write the counts to this file too: .csv, .xlsx or any format of --output.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["point", "area", "intersects"]),
+    default="point",
+    show_default=True,
+    help="Which region an object counts in; see geoseg count.",
+)
+@click.option("--regions-crs", metavar="CRS", help="CRS of --regions, where the file has none.")
+@click.option("--parent", metavar="FIELD", help="Field with the id of a region's parent.")
+@click.option("--id", "id_field", metavar="FIELD", help="Field with the ids that --parent names.")
 @click.option("--workers", "-j", type=int, help="Processes.  [default: one per physical core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--supertile-size", type=int, help="Side of what one task reads, px.")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from geoseg.cli.show import show_json, show_table
 from geoseg.errors import StoppedError
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
     from geoseg.jobs.demo import DemoResult
     from geoseg.jobs.pipeline import RunResult
+
+
+_KINDS = 6
+# ^ classes that get a column on the terminal
+_MOST_SHOWN, _FEW_SHOWN = 60, 20
 
 
 @contextmanager
@@ -88,20 +94,41 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
     if result.regions is not None:
         rows = result.regions.drop(columns=result.regions.geometry.name)
         values["regions"] = rows.to_dict(orient="records")
-        values["outside"] = int(result.regions.attrs["outside"])
+        values |= {k: result.regions.attrs[k] for k in ("outside", "by_class")}
     return values
 
 
 def _show_counts(regions: gpd.GeoDataFrame, n_objects: int) -> None:
+    from geoseg.outputs.counts import remarks_on
+
+    by_class = regions.attrs["by_class"]
+    kinds = [kind for kind in by_class if f"count_{kind}" in regions.columns][:_KINDS]
+    counts = ["count", *(f"count_{kind}" for kind in kinds)]
+    order = np.arange(len(regions))
+    if len(regions) > _MOST_SHOWN:
+        # cells of a grid may be thousands
+        order = np.argsort(-regions["count"].to_numpy(), kind="stable")[:_FEW_SHOWN]
+    shown, names = regions.iloc[order], _names(regions)
     rows = [
-        [name, int(row["count"]), round(row["density_km2"]), f"{row['imaged_share']:.0%}"]
-        for name, (_, row) in zip(_names(regions), regions.iterrows(), strict=True)
+        [name, *counted, round(density), f"{imaged:.0%}"]
+        for name, counted, density, imaged in zip(
+            [names[i] for i in order],
+            shown[counts].to_numpy().tolist(),
+            shown["density_km2"].fillna(0),
+            shown["imaged_share"].fillna(0),
+            strict=True,
+        )
     ]
-    totals = [
-        ["outside", int(regions.attrs["outside"]), None, None],
-        ["all", n_objects, None, None],
-    ]
-    show_table(["region", "objects", "per km2", "imaged"], rows, totals=totals)
+    if len(shown) < len(regions):
+        rest = len(regions) - len(shown)
+        rows.append([f"... {rest} more in the output", *([None] * (len(counts) + 2))])
+    ends = []
+    for label, end in (("outside", "outside"), ("all", "total")):
+        all_of_it = n_objects if end == "total" else regions.attrs[end]
+        ends.append([label, all_of_it, *(by_class[kind][end] for kind in kinds), None, None])
+    show_table(["region", "objects", *kinds, "per km2", "imaged"], rows, totals=ends)
+    for text in remarks_on(regions):
+        click.echo(f"note: {text}")
 
 
 def _names(regions: gpd.GeoDataFrame) -> list[str]:

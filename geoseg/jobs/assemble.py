@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import geopandas as gpd
 import numpy as np
@@ -20,10 +20,13 @@ from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
 from geoseg.jobs.sheets import SheetJoin
 from geoseg.jobs.supertile import COARSE_PX
-from geoseg.objects.count import RegionCounter
+from geoseg.objects.cells import make_grid, no_cells
+from geoseg.objects.count import Calibration, Calibrations, RegionCounter, Rule
 from geoseg.objects.seams import SeamCounts, SeamReport, band_share, seam_report
 from geoseg.objects.shape import ShapeSettings
-from geoseg.outputs.tables import ObjectsWriter, describe_objects, iter_objects
+from geoseg.outputs.polygons import open_polygons
+from geoseg.outputs.regions import calibration_from
+from geoseg.outputs.tables import ObjectsWriter
 
 
 def _image_join(plan: RunPlan, number: int) -> ImageJoin:
@@ -165,15 +168,48 @@ def _place(plan: RunPlan, image: ImagePlan, polygons: Sequence[Any]) -> Any:
 def count_in_regions(
     plan: RunPlan, objects: Path, summaries: Sequence[PartSummary]
 ) -> gpd.GeoDataFrame | None:
-    """Count the objects of a file in the regions; say which share of each was imaged."""
-    if plan.regions is None:
+    """Count the objects of a file in the regions; say which share of each was imaged.
+
+    Raises
+    ------
+    GeosegError
+        If counts and what is outside do not make the objects of the file.
+    """
+    settings = plan.settings
+    if not settings.counting:
         return None
+    imaged = imaged_area(plan, summaries)
+    regions = plan.regions
+    if regions is None:
+        regions = make_grid(str(settings.grid), imaged, plan.crs) if len(imaged) else no_cells(
+            plan.crs
+        )  # fmt: skip
+    found = open_polygons(objects)
     counter = RegionCounter(
-        plan.regions, plan.crs, classes=plan.classes, around=describe_objects(objects).bounds
+        regions,
+        plan.crs,
+        rule=cast("Rule", settings.rule),
+        classes=plan.classes,
+        around=found.bounds,
+        parent=settings.parent,
+        id_field=settings.id_field,
+        calibration=_calibration(plan),
     )
-    for chunk in iter_objects(objects):
-        counter.add(chunk)
-    return counter.result(imaged=imaged_area(plan, summaries))
+    found.count_into(counter)
+    return counter.result(imaged=imaged)
+
+
+def _calibration(plan: RunPlan) -> Calibrations | None:
+    """Return the calibration of the model's card, if it holds at the score of this run."""
+    about = plan.about_model
+    found = calibration_from(about, f"the card of {about['name']}")
+    if found is None:
+        return None
+    curves = [found] if isinstance(found, Calibration) else list(found.values())
+    scores = [c.min_score for c in curves if c.min_score is not None]
+    same = all(abs(score - plan.detector.min_score) < 1e-6 for score in scores)
+    known = isinstance(found, Calibration) or set(plan.classes) <= set(found)
+    return found if same and known else None
 
 
 def imaged_area(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoSeries:

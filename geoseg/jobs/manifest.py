@@ -21,6 +21,10 @@ HOW_ONLY = (
     "insecure_cluster", "resource", "shard", "notify", "run_dir",
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
+OUTPUT_ONLY = (
+    "output", "regions", "grid", "counts", "rule", "regions_crs", "parent", "id_field",
+)  # fmt: skip
+"""Settings that decide where the objects go and how they are counted, not the objects."""
 
 
 def plain_settings(settings: DetectSettings) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import RunDirectory, digest, file_mark
 from geoseg.jobs.manifest import (
     HOW_ONLY,
+    OUTPUT_ONLY,
     about_run,
     about_supertiles,
     plain_settings,
@@ -47,6 +48,7 @@ from geoseg.jobs.probe import terms_of
 from geoseg.jobs.progress import Progress
 from geoseg.jobs.stop import Stop, stop_time
 from geoseg.objects.seams import SeamCounts, SeamReport
+from geoseg.outputs.counts import write_counts
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
@@ -376,9 +378,10 @@ def _output_files(settings: DetectSettings) -> list[Path]:
     if settings.output is None:
         return []
     output = settings.output.expanduser().absolute()
-    if settings.regions is None or output.suffix.lower() == ".gpkg":
-        return [output]
-    return [output, counts_path(output)]
+    files = [output]
+    if settings.counting and output.suffix.lower() != ".gpkg":
+        files.append(counts_path(output))
+    return files + ([] if settings.counts is None else [settings.counts.expanduser().absolute()])
 
 
 def _own_output(settings: DetectSettings) -> bool:
@@ -422,7 +425,7 @@ def _written_since(mark: dict[str, Any] | None, writing: dict[str, Any]) -> bool
 def _objects_key(plan: RunPlan, summaries: list[PartSummary]) -> str:
     """Return a hash of all that decides the objects: parts, and how they are joined."""
     settings = plain_settings(plan.settings)
-    joins = {k: v for k, v in settings.items() if k not in (*HOW_ONLY, "output", "regions")}
+    joins = {k: v for k, v in settings.items() if k not in (*HOW_ONLY, *OUTPUT_ONLY)}
     left_out = [
         (s.image, s.index, s.status, s.tiles_failed)
         for s in summaries
@@ -433,10 +436,11 @@ def _objects_key(plan: RunPlan, summaries: list[PartSummary]) -> str:
 
 def _output_key(plan: RunPlan) -> str:
     """Return a hash of what decides the output beside the objects."""
-    regions = plan.settings.regions
+    settings = plan.settings
     return digest(
-        [str(path) for path in _output_files(plan.settings)],
-        None if regions is None else file_mark(regions),
+        [str(path) for path in _output_files(settings)],
+        None if settings.regions is None else file_mark(settings.regions),
+        [settings.grid, settings.rule, settings.regions_crs, settings.parent, settings.id_field],
     )
 
 
@@ -468,6 +472,8 @@ def write_output(
 ) -> None:
     """Write the user's file: all layers in a GeoPackage, else objects, and regions beside."""
     output = plan.settings.output
+    if regions is not None and plan.settings.counts is not None:
+        write_counts(plan.settings.counts, regions, overwrite=overwrite)
     if output is None:
         return
     if output.suffix.lower() != ".gpkg":

@@ -32,7 +32,10 @@ from geoseg.jobs.supertile import DetectorSpec
 from geoseg.models.card import file_sha256
 from geoseg.models.detector import load_detector
 from geoseg.models.registry import find_card, find_model
-from geoseg.objects.count import polygonal
+from geoseg.objects.cells import GridSpec
+from geoseg.objects.count import RegionCounter, polygonal
+from geoseg.outputs.counts import check_counts_output
+from geoseg.outputs.regions import calibration_from, read_regions
 from geoseg.outputs.tables import check_output, read_vector
 from geoseg.records import RasterInfo
 
@@ -85,7 +88,11 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     """
     _check_paths(settings)
     dst = None if settings.dst_crs is None else _crs(settings.dst_crs)
-    regions = None if settings.regions is None else read_vector(settings.regions, what="regions")
+    regions = None
+    if settings.regions is not None:
+        regions = read_regions(settings.regions, crs=settings.regions_crs)
+    if settings.grid is not None:
+        GridSpec.parse(settings.grid)
     aoi = None if settings.aoi is None else read_vector(settings.aoi, what="AOI")
     paths = find_images(settings.images)
     if problems := check_images(paths):
@@ -102,6 +109,10 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
     )
     crs = dst or pyproj.CRS.from_wkt(images[0].info.crs_wkt)
+    if regions is not None:
+        # whether it can count is known before the night
+        RegionCounter(regions, crs, parent=settings.parent, id_field=settings.id_field)
+    calibration_from(about["manifest"], f"the card of {about['manifest']['name']}")
     if settings.device == "cuda":
         from geoseg.models.inference import choose_device
 
@@ -123,11 +134,15 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
 
 def _check_paths(settings: DetectSettings) -> None:
     """Refuse an output that cannot be written or that would replace what the run reads."""
-    if settings.output is None:
-        return
-    outputs = [check_output(settings.output, settings.overwrite)]
-    if settings.regions is not None and settings.output.suffix.lower() != ".gpkg":
-        outputs.append(check_output(counts_path(settings.output), settings.overwrite))
+    outputs = []
+    if settings.output is not None:
+        outputs.append(check_output(settings.output, settings.overwrite))
+        if settings.counting and settings.output.suffix.lower() != ".gpkg":
+            outputs.append(check_output(counts_path(settings.output), settings.overwrite))
+    if settings.counts is not None:
+        outputs.append(check_counts_output(settings.counts, settings.overwrite))
+    if len(set(outputs)) < len(outputs):
+        raise OutputError(f"{outputs[-1]} would be written twice; give --counts another name")
     for option, path in (("--regions", settings.regions), ("--aoi", settings.aoi)):
         for output in outputs:
             if path is not None and path.exists() and output.exists() and output.samefile(path):

@@ -1,33 +1,64 @@
 """Count objects per region so that the numbers reconcile: every object is accounted for once.
 
-Geometry goes through :mod:`shapely` trees, not through ``geopandas.sjoin``: that one only warns
-when the CRS differ (and then finds nothing) and counts an object on a shared edge twice.
+Geometry goes through :mod:`geoseg.objects.lookup`, not through ``geopandas.sjoin``: that one only
+warns when the CRS differ (and then finds nothing) and counts an object on a shared edge twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyproj
 import shapely
 from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import ConfigError, GeosegError, RegionError
+from geoseg.objects.expected import Calibration, interval_90
+from geoseg.objects.hierarchy import Hierarchy
+from geoseg.objects.lookup import Batch, Pairs, RegionLookup
+from geoseg.objects.regions import (
+    CRSLike,
+    check_places,
+    cut_near,
+    ellipsoid_area_m2,
+    ground_area_m2,
+    overlapping_pairs,
+    polygonal,
+    project,
+    ratio,
+    share_within,
+    shared_ground,
+    take_apart,
+)
+from geoseg.objects.tally import CM2, FINE, MEASURES, WHOLE, Sums, Tally, add_up, as_whole
 from geoseg.records import DoubleArray, GeometryArray, IntArray
 
+__all__ = [
+    "RULES",
+    "Calibration",
+    "Calibrations",
+    "Encoded",
+    "RegionCounter",
+    "Rule",
+    "count",
+    "ellipsoid_area_m2",
+    "overlapping_pairs",
+    "polygonal",
+]
+
 Rule = Literal["point", "area", "intersects"]
-CRSLike: TypeAlias = pyproj.CRS | str | int
 Imaged: TypeAlias = gpd.GeoDataFrame | gpd.GeoSeries | BaseGeometry
+Calibrations: TypeAlias = Calibration | Mapping[str, Calibration]
 RULES: tuple[Rule, ...] = ("point", "area", "intersects")
 NAME_FIELDS = ("region", "name", "region_id", "id")
-_WHOLE = 2**30
-# ^ an object is this many parts, and sums are of whole numbers: the order never shows in them
-_OVERLAP_SHARE = 1e-6
-# ^ two regions overlap when they share more than this part of the smaller: less is rounding
+MOST_CLASSES = 12
+"""With more classes than this only counts get a column each."""
 
 
 def count(
@@ -38,13 +69,17 @@ def count(
     region_field: str | None = None,
     imaged: Imaged | None = None,
     classes: Sequence[str] | None = None,
+    parent: str | None = None,
+    id_field: str | None = None,
+    calibration: Calibrations | None = None,
 ) -> gpd.GeoDataFrame:
     """Count objects in each region; counts plus ``attrs['outside']`` make all objects.
 
     Parameters
     ----------
     objects : GeoDataFrame
-        (n) polygons with a CRS; a column ``class`` where there is more than one kind.
+        (n) polygons with a CRS; a column ``class`` where there is more than one kind, ``area_m2``
+        where their size is known (it is measured where not), ``score`` for a calibration.
     regions : GeoDataFrame
         (m) polygons with a CRS, any CRS; they are brought to the objects' CRS to be compared.
     rule : {'point', 'area', 'intersects'}
@@ -59,24 +94,57 @@ def count(
         Area that was imaged and processed; a bare geometry is taken in the objects' CRS.
     classes : sequence of str, optional
         Classes that get a column even if none was found; by default those in ``objects``.
+    parent : str, optional
+        Field with the id of the region that a region lies in; empty at the top. An object then
+        belongs to the deepest region that holds it, and to that one's ancestors.
+    id_field : str, optional
+        Field with the ids that ``parent`` names; by default ``id``, ``region_id``, ``fid``,
+        ``code`` or ``name``.
+    calibration : Calibration or mapping of str to it, optional
+        How often the detector is right; by class where a mapping. Brings expected counts.
 
     Returns
     -------
     GeoDataFrame
-        The regions in their own order, index, fields and CRS, plus ``count`` (int64; float64
-        for ``area``), ``count_<class>`` where there is more than one class, ``density_km2``
-        (count per km2 of the whole region), ``region_area_km2`` (on the ellipsoid) and
-        ``imaged_share`` (0 to 1; NaN without ``imaged``). A field of the user's that has one of
-        these names, in any case, is kept as ``<field>_given``. ``attrs``: rule, total, outside,
-        repaired (regions made valid), empty (regions without area), overlapping (pairs of
-        rows), shared (objects counted in more than one region), region_field.
+        The regions in their own order, index, fields and CRS, plus
+
+        ``count``
+            Objects; int64, float64 for ``area``.
+        ``count_<class>``
+            The same of each class, where there is more than one.
+        ``density_km2``
+            Count per km2 of the whole region.
+        ``region_area_km2``
+            On the ellipsoid.
+        ``imaged_share``
+            Of the region's area, 0 to 1; NaN without ``imaged``.
+        ``covered_share``
+            Of the region's imaged area (of all of it without ``imaged``), the share that objects
+            cover, 0 to 1. By every rule this is the ground in the region, whichever region counts
+            the object; ground of two objects is added twice.
+        ``mean_area_m2``
+            Size of the objects counted, on the ellipsoid, each as a whole; NaN without any.
+        ``covered_share_<class>``, ``mean_area_m2_<class>``
+            Where there are 2 to 12 classes.
+        ``expected``, ``expected_low``, ``expected_high``
+            With a calibration: how many things there are, and between which bounds with a
+            probability of 90 %; see :mod:`geoseg.objects.expected`.
+        ``level``, ``count_own``
+            With ``parent``: 1 at the top; and what no child holds.
+
+        A field of the user's that has one of these names, in any case, is kept as
+        ``<field>_given``. ``attrs``: rule, total, outside, by_class (total and outside of each),
+        repaired (regions made valid), empty (regions without area), overlapping (pairs of rows),
+        overlap_share (of the regions' ground, in more than one), shared (objects counted in more
+        than one region), duplicate_names, region_field; with ``parent`` levels (per level:
+        regions, counted, above: counted only in higher levels, outside).
 
     Raises
     ------
     RegionError
-        If objects or regions have no CRS, or ``region_field`` does not exist.
+        If objects or regions have no CRS, a field does not exist, or parents make no tree.
     ConfigError
-        If the rule is unknown.
+        If the rule is unknown, or objects have no score for the calibration.
     GeosegError
         If the counts do not add up, which would be a defect of this function.
     """
@@ -88,9 +156,30 @@ def count(
         region_field=region_field,
         classes=classes,
         around=tuple(bounds.tolist()) if np.isfinite(bounds).all() else None,
+        parent=parent,
+        id_field=id_field,
+        calibration=calibration,
     )
     counter.add(objects)
     return counter.result(imaged)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Objects as a file has them: only those at the outline of a region are ever decoded."""
+
+    wkb: npt.NDArray[np.object_]
+    """(n,) WKB of polygons, in the CRS of the counter."""
+    bounds: DoubleArray
+    """(n, 4) left, bottom, right, top."""
+    area_m2: DoubleArray
+    """(n,) size on the ellipsoid; NaN or 0 where it is to be measured."""
+    kinds: IntArray | None
+    """(n,) index into ``classes``; None where objects have no class."""
+    classes: tuple[str, ...] = ()
+    """Names of the kinds."""
+    scores: DoubleArray | None = None
+    """(n,) in [0, 1]; needed with a calibration."""
 
 
 class RegionCounter:
@@ -115,12 +204,16 @@ class RegionCounter:
         (left, bottom, right, top) in the CRS of the objects: bounds that hold all of them.
         Regions far larger are cut to it before they are projected: no projected CRS has a place
         for a region that goes around the earth. Without it regions are projected whole.
+    parent, id_field : str, optional
+        As for :func:`count`.
+    calibration : Calibration or mapping of str to it, optional
+        As for :func:`count`.
 
     Raises
     ------
     RegionError
-        If the regions have no CRS or coordinates that are not on earth, or ``region_field`` does
-        not exist.
+        If the regions have no CRS or coordinates that are not on earth, a field does not exist,
+        or parents make no tree.
     ConfigError
         If the rule is unknown, or objects lie outside ``around``.
 
@@ -143,6 +236,9 @@ class RegionCounter:
         region_field: str | None = None,
         classes: Sequence[str] | None = None,
         around: tuple[float, float, float, float] | None = None,
+        parent: str | None = None,
+        id_field: str | None = None,
+        calibration: Calibrations | None = None,
     ) -> None:
         if rule not in RULES:
             raise ConfigError(f"rule is '{rule}'; expected one of {', '.join(RULES)}")
@@ -152,14 +248,26 @@ class RegionCounter:
         self.rule = rule
         self.region_field = region_field or _name_field(regions)
         self.around = around
+        self.calibration = calibration
+        fields = pd.DataFrame(regions.drop(columns=regions.geometry.name))
+        self.tree = None if parent is None else Hierarchy.from_table(fields, parent, id_field)
         self._own, self._repaired = polygonal(regions.geometry.array)
-        _check_places(self._own, regions.crs)
-        self._areas: GeometryArray | None = None
+        check_places(self._own, regions.crs)
+        n = len(regions)
+        # the deepest regions first, so that 'the lowest row' is the deepest; otherwise as they are
+        levels = np.zeros(n, np.int64) if self.tree is None else self.tree.levels
+        self._order = np.lexsort((np.arange(n), -levels))
+        self._lookups: tuple[RegionLookup, RegionLookup] | None = None
         self._named = set(classes or ())
         self._classified = True
-        self._sums = np.zeros(len(regions), dtype=np.int64)
-        self._by_class: dict[str, IntArray] = {}
-        self._objects = self._shared = self._outside = 0
+        self._tally = Tally(n)
+        self._per_kind: dict[str, int] = {}
+        self._objects = self._shared = 0
+
+    @property
+    def objects(self) -> int:
+        """Objects so far."""
+        return self._objects
 
     def add(self, objects: gpd.GeoDataFrame) -> None:
         """Count some more objects.
@@ -167,38 +275,136 @@ class RegionCounter:
         Parameters
         ----------
         objects : GeoDataFrame
-            (n) polygons with a CRS; a column ``class`` where there is more than one kind.
+            (n) polygons with a CRS; columns as for :func:`count`.
 
         Raises
         ------
         RegionError
             If they have no CRS.
         ConfigError
-            If they lie outside ``around``.
+            If they lie outside ``around``, or have no score for the calibration.
         """
         if not self.crs.equals(_crs_of(objects, "objects")):
             objects = objects.to_crs(self.crs)
         things = polygonal(objects.geometry.array)[0]
-        self._check_around(things)
-        rows, owners, weights = _RULES[self.rule](things, self._counted_areas(len(things)))
-        parts = np.rint(weights * _WHOLE).astype(np.int64)
-        n = len(self.regions)
-        self._objects += len(things)
-        self._shared += int(np.count_nonzero(np.bincount(rows, minlength=len(things)) > 1))
-        self._sums += _add_up(owners, parts, n)
-        counted = _add_up(rows, parts, len(things))
-        # per object, not n - sum: so that the sum at the end can disagree
-        if self.rule == "intersects":
-            self._outside += int(np.count_nonzero(counted == 0)) * _WHOLE
-        else:
-            self._outside += int(np.clip(_WHOLE - counted, 0, _WHOLE).sum())
-        if "class" not in objects.columns:
-            self._classified = False
+        kinds, classes = None, ()
+        if "class" in objects.columns:
+            kinds, names = pd.factorize(objects["class"].astype(str).to_numpy())
+            classes = tuple(names.tolist())
+        scores = objects["score"].to_numpy(np.float64) if "score" in objects.columns else None
+        given = objects["area_m2"] if "area_m2" in objects.columns else None
+        self._count(
+            Batch(shapely.bounds(things), polygons=things),
+            self._measured(things, given),
+            kinds,
+            classes,
+            scores,
+        )
+
+    def add_encoded(self, objects: Encoded) -> None:
+        """Count some more objects without decoding most of them.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`add`.
+        """
+        area = objects.area_m2.copy()
+        unknown = np.flatnonzero(~(area > 0))
+        bounds = objects.bounds
+        if len(unknown):
+            # those may have no area at all, and then are nowhere: look at them
+            bounds = bounds.copy()
+            bounds[unknown] = np.nan
+        batch = Batch(bounds, wkb=objects.wkb)
+        if len(unknown):
+            things = batch.polygons(unknown)
+            area[unknown] = ground_area_m2(things, self.crs)
+            bounds[unknown] = shapely.bounds(things)
+            bounds[unknown[shapely.is_empty(things)]] = np.nan
+        self._count(batch, area, objects.kinds, objects.classes, objects.scores)
+
+    def _measured(self, things: GeometryArray, given: pd.Series | None) -> DoubleArray:
+        """Return the size of objects, m2: what the table says, or measured."""
+        if given is None or not pd.api.types.is_numeric_dtype(given):
+            return ground_area_m2(things, self.crs)
+        area = given.to_numpy(np.float64, na_value=np.nan).copy()
+        unknown = ~(area > 0)
+        area[unknown] = ground_area_m2(things[unknown], self.crs)
+        return area
+
+    def _count(
+        self,
+        batch: Batch,
+        area: DoubleArray,
+        kinds: IntArray | None,
+        classes: Sequence[str],
+        scores: DoubleArray | None,
+    ) -> None:
+        """Add the objects of a batch to the sums."""
+        n, n_regions = len(batch), len(self.regions)
+        # what is refused leaves no trace
+        self._check_around(batch.bounds)
+        named = kinds is not None
+        if kinds is None:
+            kinds, classes = np.zeros(n, np.int64), ("",)
+        stands = None
+        if self.calibration is not None:
+            stands = self._expect(kinds, classes, scores, area)
+        self._classified &= named
+        if n == 0:
             return
-        of_kind, kinds = pd.factorize(objects["class"].astype(str).to_numpy())
-        cells = _add_up(of_kind[rows] * n + owners, parts, len(kinds) * n)
-        for kind, sums in zip(kinds.tolist(), cells.reshape(len(kinds), n), strict=True):
-            self._by_class[kind] = self._by_class.get(kind, 0) + sums
+        self._objects += n
+        for name, found in zip(classes, np.bincount(kinds, minlength=len(classes)), strict=True):
+            self._per_kind[name] = self._per_kind.get(name, 0) + int(found)
+        pairs = self._counted(batch)
+        rows, owners, weights = pairs
+        self._shared += int(np.count_nonzero(np.bincount(rows, minlength=n) > 1))
+        if self.rule == "intersects" and self.tree is not None:
+            rows, owners = self.tree.with_ancestors(rows, self._order[owners])
+            owners, weights = np.argsort(self._order)[owners], np.ones(len(rows))
+        parts = np.rint(weights * WHOLE).astype(np.int64)
+        counted = add_up(rows, parts, n)
+        # per object, not n - sum: so that the sum at the end can disagree
+        outside = (
+            (counted == 0) * WHOLE
+            if self.rule == "intersects"
+            else np.clip(WHOLE - counted, 0, WHOLE)
+        )
+        # those outside are counted in a last column, as if in one more region
+        lost = np.flatnonzero(outside)
+        rows, owners = np.r_[rows, lost], np.r_[owners, np.full(len(lost), n_regions)]
+        parts = np.r_[parts, outside[lost]]
+        share = parts / WHOLE
+        add, names = self._tally.add, [str(c) for c in classes]
+        add("parts", names, kinds[rows], owners, parts)
+        add("area", names, kinds[rows], owners, as_whole(share * area[rows], CM2))
+        covering, grounds, lying = self._covered(batch, pairs)
+        add("covered", names, kinds[covering], grounds, as_whole(lying * area[covering], CM2))
+        if stands is not None:
+            mean, variance = stands
+            add("mean", names, kinds[rows], owners, as_whole(share * mean[rows], FINE))
+            add("variance", names, kinds[rows], owners, as_whole(share**2 * variance[rows], FINE))
+
+    def _expect(
+        self,
+        kinds: IntArray,
+        classes: Sequence[str],
+        scores: DoubleArray | None,
+        area: DoubleArray,
+    ) -> tuple[DoubleArray, DoubleArray]:
+        """Return for how many things each object stands, and the variance of that."""
+        if scores is None or not np.isfinite(scores).all():
+            raise ConfigError(
+                "objects have no score (or not all of them), which a calibration needs; count "
+                "without it, or give the objects that geoseg detect wrote"
+            )
+        mean, variance = np.zeros(len(kinds)), np.zeros(len(kinds))
+        for kind, name in enumerate(classes):
+            own = kinds == kind
+            curve = _calibration_of(self.calibration, name)
+            mean[own], variance[own] = curve.expect(scores[own], area[own])
+        return mean, variance
 
     def result(self, imaged: Imaged | None = None) -> gpd.GeoDataFrame:
         """Return the counts so far; more may be added afterwards.
@@ -220,53 +426,133 @@ class RegionCounter:
         GeosegError
             If the counts do not add up, which would be a defect of this class.
         """
-        self._reconcile()
-        sums = {"count": self._sums}
-        names = sorted(set(self._by_class) | self._named) if self._classified else []
-        if len(names) > 1:
-            none = np.zeros_like(self._sums)
-            sums |= {f"count_{name}": self._by_class.get(name, none) for name in names}
-        columns: dict[str, Any] = {
-            name: values / _WHOLE if self.rule == "area" else values // _WHOLE
-            for name, values in sums.items()
-        }
-        area_km2 = ellipsoid_area_m2(self._own, self.regions.crs) / 1e6
-        with np.errstate(divide="ignore", invalid="ignore"):
-            density = np.where(area_km2 > 0, columns["count"] / area_km2, np.nan)
-        columns["density_km2"] = density
-        columns["region_area_km2"] = area_km2
-        columns["imaged_share"] = self._imaged_share(imaged)
+        own = sums = self._tally.in_order(self._order)
+        if self.tree is not None:
+            # an object that meets two children was given to their parents once already
+            only_ground = self.rule == "intersects"
+            sums = own.rolled_up(self.tree, ("covered",) if only_ground else MEASURES)
+        levels = self._reconcile(own, sums)
+        names = sorted({k for k, _ in sums if k} | self._named) if self._classified else []
+        names = names if len(names) > 1 else []
+        total = sums.total()
+        area_m2 = self._areas_m2()
+        imaged_share = self._imaged_share(imaged)
+        columns = self._counts(total, sums, names)
+        columns["density_km2"] = ratio(columns["count"], area_m2 / 1e6)
+        columns["region_area_km2"] = area_m2 / 1e6
+        columns["imaged_share"] = imaged_share
+        seen_m2 = area_m2 if imaged is None else area_m2 * imaged_share
+        few = names if len(names) <= MOST_CLASSES else []
+        kinds = {"": total} | {f"_{name}": sums.of(name) for name in few}
+        for suffix, of_kind in kinds.items():
+            ground = of_kind["covered"][:-1] / CM2
+            columns[f"covered_share{suffix}"] = np.clip(ratio(ground, seen_m2), 0, 1)
+        for suffix, of_kind in kinds.items():
+            mean = ratio(of_kind["area"][:-1] / CM2, of_kind["parts"][:-1] / WHOLE)
+            columns[f"mean_area_m2{suffix}"] = mean
+        if self.calibration is not None:
+            columns |= self._expected(sums)
+        if self.tree is not None:
+            columns["level"] = self.tree.levels
+            if self.rule != "intersects":
+                alone = own.total()["parts"][:-1]
+                columns["count_own"] = self._as_counts(alone)
         result = _add_columns(self.regions, columns)
-        outside = self._outside / _WHOLE
-        result.attrs = {
-            "rule": self.rule,
-            "total": self._objects,
-            "outside": outside if self.rule == "area" else round(outside),
-            "repaired": self._repaired,
-            "empty": int(np.count_nonzero(area_km2 == 0)),
-            "overlapping": overlapping_pairs(self._own),
-            "shared": self._shared,
-            "region_field": self.region_field,
-        }
+        result.attrs = self._about(total, sums, area_m2)
+        if levels:
+            result.attrs["levels"] = levels
         return result
 
-    def _counted_areas(self, n_objects: int) -> GeometryArray:
-        """Return the regions in the CRS of the objects, made when the first object comes."""
-        if self._areas is None and n_objects == 0:
-            # there may never be any, and then no need for a place in their CRS
-            return np.full(len(self._own), shapely.Polygon(), dtype=object)
-        if self._areas is None:
-            near = _near(self._own, self.regions.crs, self.around, self.crs)
-            areas = _project(near, self.regions.crs, self.crs)
-            self._areas = _apart(areas) if self.rule == "area" else areas
-            shapely.prepare(self._areas)
-        return self._areas
+    def _counts(self, total: Sums, sums: Tally, names: Sequence[str]) -> dict[str, Any]:
+        """Return the columns of counts."""
+        parts = {"count": total["parts"]}
+        parts |= {f"count_{name}": sums.of(name)["parts"] for name in names}
+        return {name: self._as_counts(values[:-1]) for name, values in parts.items()}
 
-    def _check_around(self, things: GeometryArray) -> None:
+    def _as_counts(self, parts: IntArray) -> npt.NDArray[Any]:
+        """Return counts: whole ones, unless objects are shared out."""
+        return parts / WHOLE if self.rule == "area" else parts // WHOLE
+
+    def _about(self, total: Sums, sums: Tally, area_m2: DoubleArray) -> dict[str, Any]:
+        """Return what is to be known about the counts beside them."""
+        names = self.regions[self.region_field] if self.region_field else pd.Series(dtype=object)
+        pairs = overlapping_pairs(self._own)
+        by_class = {}
+        for kind in sorted(k for k, _ in sums if k) if self._classified else []:
+            outside = self._as_counts(sums.of(kind)["parts"][-1:])[0].item()
+            by_class[kind] = {"total": self._per_kind[kind], "outside": outside}
+        return {
+            "rule": self.rule,
+            "total": self._objects,
+            "outside": self._as_counts(total["parts"][-1:])[0].item(),
+            "by_class": by_class,
+            "repaired": self._repaired,
+            "empty": int(np.count_nonzero(area_m2 == 0)),
+            "overlapping": pairs,
+            "overlap_share": shared_ground(self._own, self.regions.crs) if pairs else 0.0,
+            "shared": self._shared,
+            "duplicate_names": int(names.dropna().duplicated().sum()),
+            "region_field": self.region_field,
+        }
+
+    def _expected(self, sums: Tally) -> dict[str, DoubleArray]:
+        """Return the columns of expected counts."""
+        mean, variance = np.zeros(len(self.regions)), np.zeros(len(self.regions))
+        for kind, of_kind in sums:
+            things = of_kind["mean"][:-1] / FINE
+            mean += things
+            spread = _calibration_of(self.calibration, kind).spread
+            variance += of_kind["variance"][:-1] / FINE + (spread * things) ** 2
+        low, high = interval_90(mean, variance)
+        return {"expected": mean, "expected_low": low, "expected_high": high}
+
+    def _find(self) -> tuple[RegionLookup, RegionLookup]:
+        """Return what finds regions, and regions less what goes before; made when first needed."""
+        if self._lookups is None:
+            source = self.regions.crs
+            near = cut_near(self._own[self._order], source, self.around, self.crs)
+            areas = project(near, source, self.crs)
+            whole = apart = RegionLookup(areas, self.around)
+            split = self.rule == "area" or self.tree is not None
+            if split and overlapping_pairs(areas):
+                apart = RegionLookup(take_apart(areas), self.around)
+            self._lookups = whole, apart
+        return self._lookups
+
+    def _counted(self, batch: Batch) -> Pairs:
+        """Return which objects count in which regions, and how much of each."""
+        whole, apart = self._find()
+        if self.rule == "point":
+            return whole.lowest(batch)
+        return apart.shares(batch) if self.rule == "area" else whole.meets(batch)
+
+    def _covered(self, batch: Batch, counted: Pairs) -> Pairs:
+        """Return which objects lie on which regions' ground, and how much of each."""
+        whole, apart = self._find()
+        finder = whole if self.tree is None else apart
+        if self.rule == "area" and finder is apart:
+            # known already: by area, ground is what counts
+            return counted
+        return finder.shares(batch)
+
+    def _areas_m2(self) -> DoubleArray:
+        """Return the size of each region; of a parent without a shape that of its children."""
+        areas = ellipsoid_area_m2(self._own, self.regions.crs)
+        if self.tree is None:
+            return areas
+        for level in range(self.tree.depth, 1, -1):
+            rows = np.flatnonzero(self.tree.levels == level)
+            parents = self.tree.parents[rows]
+            shapeless = shapely.is_empty(self._own[parents])
+            np.add.at(areas, parents[shapeless], areas[rows[shapeless]])
+        return areas
+
+    def _check_around(self, bounds: DoubleArray) -> None:
         """Refuse objects for which regions may have been cut away."""
-        if self.around is None or not len(things):
+        if self.around is None or not np.isfinite(bounds).any():
             return
-        left, bottom, right, top = shapely.total_bounds(things)
+        left, bottom = np.nanmin(bounds[:, :2], axis=0)
+        right, top = np.nanmax(bounds[:, 2:], axis=0)
         west, south, east, north = self.around
         # far less than the margin of the cut
         rounding = 1e-8 * max(map(abs, self.around))
@@ -277,16 +563,35 @@ class RegionCounter:
                 f"{west:g}, {south:g}, {east:g}, {north:g}; give bounds that hold all objects"
             )
 
-    def _reconcile(self) -> None:
-        """Check that no object is lost or doubled."""
+    def _reconcile(self, own: Tally, sums: Tally) -> list[dict[str, Any]]:
+        """Check that no object is lost or doubled, in any class and on any level."""
         if self.rule == "intersects":
-            return
-        total = int(self._sums.sum())
-        if abs(total + self._outside - self._objects * _WHOLE) > 1e-6 * _WHOLE * self._objects:
+            return []
+        for kind, of_kind in own:
+            self._check_sum(int(of_kind["parts"].sum()), self._per_kind[kind], f" of {kind}")
+        alone, all_in = own.total()["parts"], sums.total()["parts"]
+        self._check_sum(int(alone.sum()), self._objects, "")
+        if self.tree is None:
+            return []
+        found = []
+        for level in range(1, self.tree.depth + 1):
+            here = self.tree.levels == level
+            values = {
+                "counted": all_in[:-1][here].sum(),
+                "above": alone[:-1][self.tree.levels < level].sum(),
+                "outside": alone[-1],
+            }
+            self._check_sum(int(sum(values.values())), self._objects, f" on level {level}")
+            plain = {k: self._as_counts(np.atleast_1d(v))[0].item() for k, v in values.items()}
+            found.append({"level": level, "regions": int(here.sum()), **plain})
+        return found
+
+    def _check_sum(self, parts: int, objects: int, which: str) -> None:
+        """Refuse a sum that is not the number of objects."""
+        if abs(parts - objects * WHOLE) > 1e-6 * WHOLE * objects:
             raise GeosegError(
-                f"counts do not reconcile: {total / _WHOLE:g} in regions + "
-                f"{self._outside / _WHOLE:g} outside is not {self._objects} objects; please "
-                "report this with the two layers"
+                f"counts do not reconcile: {parts / WHOLE:g} in regions and outside is not the "
+                f"{objects} objects{which}; please report this with the two layers"
             )
 
     def _imaged_share(self, imaged: Imaged | None) -> DoubleArray:
@@ -297,90 +602,20 @@ class RegionCounter:
             seen = polygonal([imaged])[0]
         else:
             source = _crs_of(imaged, "imaged area")
-            seen = _project(polygonal(imaged.geometry.array)[0], source, self.crs)
-        area = shapely.union_all(seen)
-        if shapely.is_empty(area):
-            return np.where(shapely.is_empty(self._own), np.nan, 0.0)
-        source = self.regions.crs
-        # not the areas of the count: images may reach beyond the objects
-        near = _near(self._own, source, shapely.bounds(area), self.crs)
-        whole = _project(near, source, self.crs)
-        common = polygonal(shapely.intersection(whole, area))[0]
-        share = _ratio(ellipsoid_area_m2(common, self.crs), ellipsoid_area_m2(whole, self.crs))
-        cut = near != self._own
-        if cut.any():
-            share[cut] *= _ratio(
-                ellipsoid_area_m2(near[cut], source), ellipsoid_area_m2(self._own[cut], source)
-            )
-        # what was cut away wholly is not imaged, what has no area has no share
-        share = np.where(cut & shapely.is_empty(near), 0.0, share)
-        share[shapely.is_empty(self._own)] = np.nan
-        return np.clip(share, 0, 1)
+            seen = project(polygonal(imaged.geometry.array)[0], source, self.crs)
+        return share_within(self._own, self.regions.crs, shapely.union_all(seen), self.crs)
 
 
-def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray, int]:
-    """Make geometries valid and keep only what has area.
-
-    Parameters
-    ----------
-    geometries : iterable of shapely geometries
-        (n,) of any kind; None is taken as empty.
-
-    Returns
-    -------
-    tuple of (ndarray, int)
-        (n,) valid Polygons and MultiPolygons, empty polygons where nothing has area; and how
-        many were invalid.
-    """
-    given = np.asarray(geometries, dtype=object)
-    result = np.where(shapely.is_missing(given), shapely.Polygon(), given).astype(object)
-    invalid = ~shapely.is_valid(result)
-    if invalid.any():
-        result[invalid] = shapely.make_valid(result[invalid], method="structure")
-    for row in np.flatnonzero(~np.isin(shapely.get_type_id(result), (3, 6))):
-        parts = shapely.get_parts(shapely.get_parts(result[row : row + 1]))
-        result[row] = shapely.union_all(parts[shapely.get_type_id(parts) == 3])
-        if shapely.is_empty(result[row]):
-            result[row] = shapely.Polygon()
-    return result, int(np.count_nonzero(invalid))
-
-
-def ellipsoid_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
-    """Return the area of each polygon on the ellipsoid of its CRS, (n,) in m2."""
-    source = pyproj.CRS.from_user_input(crs)
-    base = source.geodetic_crs
-    geod = source.get_geod()
-    if base is None or geod is None:
-        raise RegionError(
-            f"CRS '{source.name}' is not tied to the earth, so areas in m2 are unknown; "
-            "give a geographic or projected CRS"
+def _calibration_of(given: Calibrations | None, kind: str) -> Calibration:
+    """Return the calibration of a class."""
+    if isinstance(given, Calibration):
+        return given
+    if given is None or kind not in given:
+        raise ConfigError(
+            f"there is no calibration for the class '{kind}', only for "
+            f"{', '.join(given or {}) or 'none'}; give one for each class"
         )
-    # of a ring around more than half the earth Geod measures the other side: hence the slabs
-    if source.is_geographic:
-        pieces, rows = _slabs(_project(polygons, source, base, densify=False), seams=False)
-        pieces = _densify(pieces, base)
-    else:
-        dense = _densify(polygons, source)
-        pieces, rows = _slabs(_project(dense, source, base, densify=False), seams=True)
-    # normalize turns shells and holes against each other, which Geod needs to subtract holes
-    areas = [_one_area(geod, p) for p in shapely.normalize(pieces)]
-    return np.bincount(rows, weights=areas, minlength=len(polygons)).astype(np.float64)
-
-
-def _one_area(geod: pyproj.Geod, polygon: BaseGeometry) -> float:
-    """Return the area of one polygon, m2; of an empty one 0."""
-    return 0.0 if polygon.is_empty else abs(float(geod.geometry_area_perimeter(polygon)[0]))
-
-
-def overlapping_pairs(polygons: GeometryArray) -> list[tuple[int, int]]:
-    """Return the pairs of rows, lower row first, whose polygons share area."""
-    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    keep = first < second
-    first, second = first[keep], second[keep]
-    common = shapely.area(shapely.intersection(polygons[first], polygons[second]))
-    smaller = np.minimum(shapely.area(polygons[first]), shapely.area(polygons[second]))
-    hits = common > _OVERLAP_SHARE * smaller
-    return sorted(zip(first[hits].tolist(), second[hits].tolist(), strict=True))
+    return given[kind]
 
 
 def _crs_of(table: gpd.GeoDataFrame | gpd.GeoSeries, what: str) -> pyproj.CRS:
@@ -402,198 +637,10 @@ def _check_regions(regions: gpd.GeoDataFrame, region_field: str | None) -> None:
         raise RegionError(f"the regions have no field '{region_field}'; they have: {fields}")
 
 
-def _check_places(polygons: GeometryArray, crs: pyproj.CRS) -> None:
-    """Refuse metres that pass for degrees: cut to the surroundings they would just be gone."""
-    if not crs.is_geographic or not len(polygons):
-        return
-    left, bottom, right, top = shapely.total_bounds(polygons)
-    turn = _turn(crs)
-    if left < -turn or right > 1.5 * turn or max(-bottom, top) > turn / 4 + 1e-3:
-        raise RegionError(
-            f"regions in '{crs.name}' reach to {left:g}, {bottom:g}, {right:g}, {top:g}, which is "
-            "no place on earth: check that their CRS is the one that their coordinates are in"
-        )
-
-
 def _name_field(regions: gpd.GeoDataFrame) -> str | None:
     """Return the field that most likely names a region."""
     by_name = {str(c).casefold(): str(c) for c in reversed(regions.columns)}
     return next((by_name[name] for name in NAME_FIELDS if name in by_name), None)
-
-
-def _densify(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
-    """Add vertices each kilometre or so: a straight edge in one CRS is a curve in another.
-
-    On a parallel at 60 degrees a chord of 1 km leaves the curve by 3 cm; one of 100 km by 340 m.
-    """
-    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
-    step = 0.01 if crs.is_geographic else 1000.0 / unit
-    return cast("GeometryArray", shapely.segmentize(polygons, step))
-
-
-def _turn(crs: pyproj.CRS) -> float:
-    """Return once around the earth in the units of a geographic CRS."""
-    return float(2 * np.pi / crs.axis_info[0].unit_conversion_factor)
-
-
-def _slabs(lonlat: GeometryArray, *, seams: bool) -> tuple[GeometryArray, IntArray]:
-    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows.
-
-    With ``seams``, an edge of more than 180 degrees is a short one across the antimeridian.
-    """
-    parts, rows = shapely.get_parts(lonlat, return_index=True)
-    bounds = shapely.bounds(parts)
-    pieces, owners = [], []
-    for part in np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 179):
-        lon = shapely.get_coordinates(shapely.get_exterior_ring(parts[part]))[:, 0]
-        if seams and np.abs(np.diff(lon)).max() > 180:
-            # small, and Geod goes the short way too
-            continue
-        starts = np.arange(np.floor(lon.min() / 90) * 90, lon.max(), 90)
-        slabs = shapely.intersection(parts[part], shapely.box(starts, -90, starts + 90, 90))
-        pieces.append(shapely.get_parts(polygonal(slabs)[0]))
-        owners.append(np.full(len(pieces[-1]), rows[part]))
-        parts[part] = shapely.Polygon()
-    return np.concatenate([parts, *pieces]), np.concatenate([rows, *owners])
-
-
-def _near(
-    polygons: GeometryArray,
-    source: pyproj.CRS,
-    around: Sequence[float] | None,
-    target: pyproj.CRS,
-) -> GeometryArray:
-    """Cut polygons in their own CRS to the surroundings of bounds in another.
-
-    A projected CRS has no place for what lies on the other side of the earth, and bends the long
-    edges of a country beyond recognition. Polygons that need no cut stay the same objects.
-    """
-    if around is None or source == target:
-        return polygons
-    frame = _surroundings(around, target, source)
-    if frame is None:
-        return polygons
-    rows = np.flatnonzero(~shapely.is_empty(polygons))
-    # of most their bounds tell that they need no cut
-    cut = rows[~shapely.covered_by(shapely.box(*shapely.bounds(polygons[rows]).T), frame)]
-    result = polygons.copy()
-    result[cut] = polygonal(shapely.intersection(polygons[cut], frame))[0]
-    return result
-
-
-def _surroundings(
-    around: Sequence[float], target: pyproj.CRS, source: pyproj.CRS
-) -> BaseGeometry | None:
-    """Bring bounds, with a margin, from one CRS to another; None where that CRS cannot say."""
-    left, bottom, right, top = around
-    size = max(right - left, top - bottom)
-    # a kilometre at least, which on the earth's radius is 0.00016 radians
-    unit = target.axis_info[0].unit_conversion_factor if target.axis_info else 1.0
-    margin = max(size / 8, (0.00016 if target.is_geographic else 1000.0) / unit)
-    box = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
-    there = shapely.get_coordinates(shapely.segmentize(box, (size + 2 * margin) / 64)).T
-    transformer = pyproj.Transformer.from_crs(target, source, always_xy=True)
-    x, y = transformer.transform(*there)
-    back = np.asarray(transformer.transform(x, y, direction="INVERSE"))
-    # folded, or off the map: then the bounds of the points say nothing of what is between them
-    if not np.isfinite(back).all() or np.abs(back - there).max() > margin / 100:
-        return None
-    if not source.is_geographic:
-        return shapely.box(x.min(), y.min(), x.max(), y.max())
-    return _frame_on_globe(x, y, _turn(source))
-
-
-def _frame_on_globe(lon: DoubleArray, lat: DoubleArray, turn: float) -> BaseGeometry:
-    """Return the frame of a closed line of lon and lat, on whichever round it is counted."""
-    lon = np.unwrap(lon, period=turn)
-    south, north = lat.min(), lat.max()
-    if abs(lon[-1] - lon[0]) > turn / 2:
-        # it runs around a pole
-        south, north = (south, turn / 4) if lat.mean() > 0 else (-turn / 4, north)
-        return shapely.box(-turn, south, 2 * turn, north)
-    rounds = np.arange(-2, 3) * turn
-    return shapely.union_all(shapely.box(lon.min() + rounds, south, lon.max() + rounds, north))
-
-
-def _ratio(part: DoubleArray, whole: DoubleArray) -> DoubleArray:
-    """Return part / whole, NaN where there is no whole."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
-
-
-def _project(
-    polygons: GeometryArray, source: CRSLike, target: CRSLike, *, densify: bool = True
-) -> GeometryArray:
-    """Return the polygons in another CRS, valid; untouched if the CRS are the same."""
-    source, target = pyproj.CRS.from_user_input(source), pyproj.CRS.from_user_input(target)
-    if source == target:
-        return polygons
-    transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
-    if densify:
-        polygons = _densify(polygons, source)
-    moved = shapely.transform(
-        polygons, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
-    )
-    if not np.isfinite(shapely.get_coordinates(moved)).all():
-        raise RegionError(
-            f"a polygon in '{source.name}' has no place in '{target.name}': "
-            "check that its CRS is the one that its coordinates are in"
-        )
-    return polygonal(moved)[0]
-
-
-# Each rule returns pairs: rows of objects, rows of regions and how much of the object is counted.
-_Pairs = tuple[IntArray, IntArray, DoubleArray]
-
-
-def _pairs_by_point(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
-    """Give each object to the lowest region that holds its representative point."""
-    points = shapely.point_on_surface(objects)
-    # the tree holds the points, so that the regions, which have more vertices, are prepared
-    owner, row = shapely.STRtree(points).query(regions, predicate="intersects")
-    lowest = np.full(len(objects), len(regions), dtype=np.int64)
-    np.minimum.at(lowest, row, owner)
-    rows = np.flatnonzero(lowest < len(regions))
-    return rows, lowest[rows], np.ones(len(rows))
-
-
-def _apart(regions: GeometryArray) -> GeometryArray:
-    """Take from each region what a lower row has already."""
-    apart = regions.copy()
-    for low, high in overlapping_pairs(regions):
-        apart[high] = shapely.difference(apart[high], regions[low])
-    return polygonal(apart)[0]
-
-
-def _pairs_by_area(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
-    """Give each region, none over another, the share of the object's area that lies in it."""
-    owner, row = shapely.STRtree(objects).query(regions, predicate="intersects")
-    whole = shapely.covers(regions[owner], objects[row])
-    weight = np.ones(len(row))
-    cut = ~whole
-    part = shapely.area(shapely.intersection(objects[row[cut]], regions[owner[cut]]))
-    weight[cut] = part / np.maximum(shapely.area(objects[row[cut]]), np.finfo(float).tiny)
-    keep = weight > 0
-    return row[keep], owner[keep], weight[keep]
-
-
-def _pairs_by_intersection(objects: GeometryArray, regions: GeometryArray) -> _Pairs:
-    """Give each object to every region that it meets."""
-    owner, row = shapely.STRtree(objects).query(regions, predicate="intersects")
-    return row, owner, np.ones(len(row))
-
-
-_RULES = {
-    "point": _pairs_by_point,
-    "area": _pairs_by_area,
-    "intersects": _pairs_by_intersection,
-}
-
-
-def _add_up(owners: IntArray, parts: IntArray, n: int) -> IntArray:
-    """Return the sum of the parts of each owner 0..n-1."""
-    # bincount adds in float64, exact up to 2**53: eight million whole objects in one cell
-    return np.bincount(owners, weights=parts, minlength=n).astype(np.int64)
 
 
 def _add_columns(regions: gpd.GeoDataFrame, columns: dict[str, Any]) -> gpd.GeoDataFrame:

@@ -1,0 +1,149 @@
+"""What counting is given besides objects: regions, areas that were imaged, calibrations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import pyogrio
+import pyproj
+
+from geoseg.errors import ConfigError, RegionError
+from geoseg.objects.count import Calibrations
+from geoseg.objects.expected import Calibration
+from geoseg.outputs.tables import read_vector
+
+_DONE = {"done", "empty"}
+
+
+def read_regions(
+    path: str | Path, *, layer: str | None = None, crs: str | None = None
+) -> gpd.GeoDataFrame:
+    """Read the regions to count in.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of polygons.
+    layer : str, optional
+        Layer of the file.
+    crs : str, optional
+        CRS of the regions where their file does not say it, such as EPSG:4326.
+
+    Returns
+    -------
+    GeoDataFrame
+        All regions, with a CRS.
+
+    Raises
+    ------
+    RegionError
+        As :func:`geoseg.outputs.tables.read_vector`; or if the file has another CRS than the one
+        that was given.
+    ConfigError
+        If the CRS is unknown.
+    """
+    if crs is None:
+        try:
+            return read_vector(path, layer=layer, what="regions")
+        except RegionError as error:
+            if "has no CRS" in str(error):
+                raise RegionError(f"{error}; or say it with --regions-crs EPSG:CODE") from error
+            raise
+    try:
+        wanted = pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.CRSError as error:
+        raise ConfigError(
+            f"--regions-crs '{crs}' is no CRS that PROJ knows; expected something like EPSG:4326"
+        ) from error
+    try:
+        regions = read_vector(path, layer=layer, what="regions")
+    except RegionError as error:
+        if "has no CRS" not in str(error):
+            raise
+        return _read_without(Path(path), layer).set_crs(wanted, allow_override=True)
+    if not pyproj.CRS.from_user_input(regions.crs).equals(wanted, ignore_axis_order=True):
+        raise RegionError(
+            f"regions file {path} says that its CRS is {regions.crs.name}, and --regions-crs that "
+            f"it is {wanted.name}; leave the option out, or correct the file"
+        )
+    return regions
+
+
+def _read_without(path: Path, layer: str | None) -> gpd.GeoDataFrame:
+    """Read a layer whose CRS is unknown; that it can be read is known already."""
+    if path.suffix.lower() in {".parquet", ".geoparquet"}:
+        return gpd.read_parquet(path)
+    names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    chosen = layer or ("regions" if "regions" in names else names[0])
+    return pyogrio.read_dataframe(path, layer=chosen)
+
+
+def read_imaged(path: str | Path) -> gpd.GeoDataFrame:
+    """Read the area that was imaged; of the coverage of a run what was worked through.
+
+    Raises
+    ------
+    RegionError
+        As :func:`geoseg.outputs.tables.read_vector`; or if nothing was worked through.
+    """
+    path, layer = Path(path), None
+    if path.suffix.lower() == ".gpkg" and path.exists() and has_coverage(path):
+        layer = "coverage"
+    table = read_vector(path, layer=layer, what="imaged area")
+    if "status" in table.columns and set(table["status"].dropna()) & {*_DONE, "nodata", "failed"}:
+        table = table[table["status"].isin(_DONE)]
+        if not len(table):
+            raise RegionError(f"by the coverage in {path} nothing was worked through")
+    return table
+
+
+def has_coverage(path: Path) -> bool:
+    """Tell whether a file of objects also says where was looked."""
+    if path.suffix.lower() != ".gpkg" or not path.is_file():
+        return False
+    try:
+        return "coverage" in {str(name) for name, _ in pyogrio.list_layers(path)}
+    except pyogrio.errors.DataSourceError:
+        return False
+
+
+def read_calibration(path: str | Path) -> Calibrations:
+    """Read a calibration from JSON: of its own, by class, or in a model's card.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no JSON, or holds no calibration.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"calibration {path} cannot be read ({error}); give a model's card or the JSON of a "
+            "calibration"
+        ) from error
+    found = calibration_from(values, str(path))
+    if found is None:
+        raise ConfigError(f"{path} holds no calibration; expected the keys scores, chance, "
+                          "sizes_m2 and missed, or a card that has them")  # fmt: skip
+    return found
+
+
+def calibration_from(values: object, where: str) -> Calibrations | None:
+    """Return the calibration in a model's card or in JSON of its own; None where there is none.
+
+    A card keeps it as ``quality`` -> ``calibration``: one for all classes, or one by class.
+    """
+    if not isinstance(values, dict):
+        return None
+    about = values["quality"] if isinstance(values.get("quality"), dict) else values
+    found: object = about.get("calibration", about)
+    if not isinstance(found, dict):
+        return None
+    if "scores" in found:
+        return Calibration.from_dict(found, where)
+    by_class = {str(k): v for k, v in found.items() if isinstance(v, dict) and "scores" in v}
+    return {k: Calibration.from_dict(v, f"{where}: {k}") for k, v in by_class.items()} or None
