@@ -1,0 +1,143 @@
+"""Write one layer with GDAL, from a table or from a file of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import pyarrow as pa
+import pyogrio
+import pyproj
+import shapely
+
+from geoseg.errors import OutputError
+from geoseg.outputs.formats import DRIVERS
+from geoseg.outputs.objects_file import (
+    GROUP_ROWS,
+    OBJECT_SCHEMA,
+    fix_types,
+    geometries,
+    iter_tables,
+    open_objects,
+)
+
+_MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "MultiPoint"}
+
+
+def prepare(name: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Return the table as it is to be written: fixed types, field names that SQLite tells apart."""
+    if table.crs is None:
+        raise OutputError(
+            f"layer '{name}' has no CRS, so no program could place it; set it before writing"
+        )
+    attrs = table.attrs
+    if name == "objects":
+        table = fix_types(table)
+    seen: set[str] = set()
+    new_names = []
+    for column in table.columns:
+        unique, n = str(column), 2
+        while unique.casefold() in seen:
+            unique, n = f"{column}_{n}", n + 1
+        seen.add(unique.casefold())
+        new_names.append(unique)
+    table = table.set_axis(new_names, axis=1).reset_index(drop=True)
+    table.attrs = attrs
+    return table
+
+
+def _geometry_type(table: gpd.GeoDataFrame) -> str:
+    """Return the one type that holds all geometries; Polygon where there are none."""
+    kinds = set(table.geom_type.dropna())
+    if not kinds:
+        return "Polygon"
+    single = {k.removeprefix("Multi") for k in kinds}
+    if len(single) > 1 or not single <= set(_MULTI):
+        return "Unknown"
+    kind = single.pop()
+    return kind if kinds == {kind} else _MULTI[kind]
+
+
+def stream_layer(path: Path, name: str, source: Path, **options: object) -> None:
+    """Write one layer with GDAL from a file of objects, in one go and one transaction."""
+    file, info = open_objects(source)
+    multi = "MultiPolygon" in info.geometry_types
+    target = pyproj.CRS.from_epsg(4326) if path.suffix.lower() == ".geojson" else info.crs
+    failed: list[BaseException] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for table in iter_tables(file, GROUP_ROWS):
+                yield from _for_gdal(table, info.crs, target, multi=multi).to_batches()
+        except BaseException as error:
+            # GDAL knows only that there was one
+            failed.append(error)
+            raise
+
+    driver = DRIVERS[path.suffix.lower()]
+    with file:
+        try:
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(OBJECT_SCHEMA, batches()),
+                path,
+                layer=name,
+                driver=driver,
+                geometry_name="geometry",
+                geometry_type="MultiPolygon" if multi else "Polygon",
+                crs=_for_proj(target),
+                **(options | _own_columns(driver, set(OBJECT_SCHEMA.names))),
+            )
+        finally:
+            if failed:
+                raise failed[0]
+
+
+def _for_gdal(table: pa.Table, crs: pyproj.CRS, target: pyproj.CRS, *, multi: bool) -> pa.Table:
+    """Return the table with the geometry that the layer is to have."""
+    if crs == target and not multi:
+        return table
+    polygons = gpd.GeoSeries(geometries(table), crs=crs).to_crs(target).to_numpy()
+    if multi:
+        single = shapely.get_type_id(polygons) == 3
+        polygons[single] = shapely.multipolygons(polygons[single, None], axis=1)
+    wkb = pa.array(shapely.to_wkb(polygons), type=pa.binary())
+    return table.set_column(table.schema.get_field_index("geometry"), "geometry", wkb)
+
+
+def _for_proj(crs: pyproj.CRS) -> str:
+    """Return the CRS in the words that pyogrio uses for tables."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.to_wkt("WKT1_GDAL"))
+
+
+def write_layer(path: Path, name: str, table: gpd.GeoDataFrame, **options: object) -> None:
+    """Write one layer with GDAL; a GeoPackage keeps the layers that it has."""
+    kind = _geometry_type(table)
+    names = {str(c).casefold() for c in table.columns}
+    driver = DRIVERS[path.suffix.lower()]
+    options |= _own_columns(driver, names)
+    pyogrio.write_dataframe(
+        table,
+        path,
+        layer=name,
+        driver=driver,
+        use_arrow=True,
+        geometry_type=kind,
+        promote_to_multi=kind.startswith("Multi"),
+        **options,
+    )
+
+
+def _own_columns(driver: str, names: set[str]) -> dict[str, str]:
+    """Return the options that name GDAL's own columns: a field of the user's may be called so."""
+    if driver != "GPKG":
+        return {}
+    return {"FID": _free("fid", names), "GEOMETRY_NAME": _free("geom", names)}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return the name, with underscores until it is free."""
+    while name in taken:
+        name += "_"
+    return name
