@@ -220,12 +220,13 @@ def test_colours_depend_on_the_classes_only_and_differ():
 
 def test_a_region_label_uses_what_there_is():
     regions = some_regions()
-    assert '"ward"' not in default_styles({"regions": regions.drop(columns="ward")})["regions"]
-    bare = default_styles({"regions": regions[["geometry"]]})["regions"]
+    unnamed = default_styles({"regions": regions.drop(columns="ward")})["regions"]
+    assert '"ward"' not in unnamed.to_qml()
+    bare = default_styles({"regions": regions[["geometry"]]})["regions"].to_qml()
     assert 'labelsEnabled="0"' in bare
     coverage = gpd.GeoDataFrame({"status": ["done"]}, geometry=[shapely.box(0, 0, 1, 1)], crs=UTM)
-    assert "failed" in default_styles({"coverage": coverage})["coverage"]
-    assert 'value="roof"' in style_objects(["roof"])
+    assert "failed" in default_styles({"coverage": coverage})["coverage"].to_qml()
+    assert 'value="roof"' in style_objects(["roof"]).to_qml()
 
 
 # ---------------------------------------------------------------- publishing
@@ -783,9 +784,10 @@ def test_the_streamed_table_is_that_of_the_whole_table(tmp_path, small_groups, s
     got = write_objects(tmp_path / f"objects{suffix}", source)
     want = write_table(tmp_path / "want" / f"objects{suffix}", table)
     if suffix == ".parquet":
-        assert got.read_bytes() == source.read_bytes()
+        # in another order, on purpose
         whole = pd.DataFrame(gpd.read_parquet(want))
-        pd.testing.assert_frame_equal(pd.DataFrame(gpd.read_parquet(got)), whole)
+        back = pd.DataFrame(gpd.read_parquet(got)).sort_values("object_id", ignore_index=True)
+        pd.testing.assert_frame_equal(back, whole)
     else:
         assert got.read_bytes() == want.read_bytes()
         assert len(pyogrio.read_dataframe(got)) == len(table)

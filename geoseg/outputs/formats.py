@@ -15,9 +15,30 @@ DRIVERS = {
     ".fgb": "FlatGeobuf",
     ".geojson": "GeoJSON",
 }
-"""What we write, by suffix."""
+"""What GDAL writes for us, and GeoParquet, by suffix."""
+COCO_SUFFIX = ".coco.json"
+OBJECT_SUFFIXES = (*DRIVERS, COCO_SUFFIX)
+"""What the objects of a run are written as."""
 COUNT_SUFFIXES = (*DRIVERS, ".csv")
 """What counts per region are written as."""
+
+
+def suffix_of(path: str | Path) -> str:
+    """Return the suffix that names the format of a file, in lower case.
+
+    Examples
+    --------
+    >>> suffix_of("town.v2.GPKG"), suffix_of("town.coco.json"), suffix_of("coco.json")
+    ('.gpkg', '.coco.json', '.json')
+    """
+    name = Path(path).name.lower()
+    return COCO_SUFFIX if name.endswith(COCO_SUFFIX) else Path(name).suffix
+
+
+def stem_of(path: str | Path) -> str:
+    """Return the name of a file without the suffix that names its format."""
+    name = Path(path).name
+    return name[: len(name) - len(suffix_of(name))]
 
 
 def check_output(
@@ -46,9 +67,10 @@ def check_output(
         without ``overwrite``.
     """
     path = Path(path).expanduser().absolute()
-    if path.suffix.lower() not in suffixes:
+    suffix = suffix_of(path)
+    if suffix not in suffixes:
         raise OutputError(
-            f"output {path.name} has the unknown suffix '{path.suffix}'; "
+            f"output {path.name} has the unknown suffix '{suffix}'; "
             f"expected {'one of ' if len(suffixes) > 1 else ''}{', '.join(suffixes)}"
         )
     if not path.parent.is_dir():
@@ -59,7 +81,7 @@ def check_output(
         raise OutputError(f"output {path} is a folder; give a file name")
     if path.exists() and not overwrite:
         raise OutputError(f"output {path} exists; give --overwrite to replace it, or another name")
-    left = [] if path.exists() or path.suffix.lower() != ".gpkg" else sidecars(path)
+    left = [] if path.exists() or suffix != ".gpkg" else sidecars(path)
     if left:
         raise OutputError(
             f"{left[0].name} lies in {path.parent} without its database; it would corrupt a new "

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyogrio
 import pyproj
 import shapely
 
 from geoseg.errors import OutputError
-from geoseg.outputs.formats import DRIVERS
+from geoseg.outputs.geojson import to_rfc7946
 from geoseg.outputs.objects_file import (
     GROUP_ROWS,
     OBJECT_SCHEMA,
@@ -25,9 +27,9 @@ from geoseg.outputs.objects_file import (
 _MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "MultiPoint"}
 
 
-def prepare(name: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+def prepare(name: str, table: gpd.GeoDataFrame, *, pixels: bool = False) -> gpd.GeoDataFrame:
     """Return the table as it is to be written: fixed types, field names that SQLite tells apart."""
-    if table.crs is None:
+    if table.crs is None and not pixels:
         raise OutputError(
             f"layer '{name}' has no CRS, so no program could place it; set it before writing"
         )
@@ -59,23 +61,29 @@ def _geometry_type(table: gpd.GeoDataFrame) -> str:
     return kind if kinds == {kind} else _MULTI[kind]
 
 
-def stream_layer(path: Path, name: str, source: Path, **options: object) -> None:
+def stream_layer(
+    path: Path, name: str, source: Path, *, driver: str = "GPKG", **options: object
+) -> None:
     """Write one layer with GDAL from a file of objects, in one go and one transaction."""
     file, info = open_objects(source)
-    multi = "MultiPolygon" in info.geometry_types
-    target = pyproj.CRS.from_epsg(4326) if path.suffix.lower() == ".geojson" else info.crs
+    degrees = driver == "GeoJSON"
+    multi = "MultiPolygon" in info.geometry_types and not degrees
     failed: list[BaseException] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for table in iter_tables(file, GROUP_ROWS):
-                yield from _for_gdal(table, info.crs, target, multi=multi).to_batches()
+                ready = table
+                if degrees:
+                    ready = _with(table, to_rfc7946(geometries(table), info.crs))
+                elif multi:
+                    ready = _with(table, _as_multi(geometries(table)))
+                yield from ready.to_batches()
         except BaseException as error:
             # GDAL knows only that there was one
             failed.append(error)
             raise
 
-    driver = DRIVERS[path.suffix.lower()]
     with file:
         try:
             pyogrio.write_arrow(
@@ -84,8 +92,8 @@ def stream_layer(path: Path, name: str, source: Path, **options: object) -> None
                 layer=name,
                 driver=driver,
                 geometry_name="geometry",
-                geometry_type="MultiPolygon" if multi else "Polygon",
-                crs=_for_proj(target),
+                geometry_type="Unknown" if degrees else "MultiPolygon" if multi else "Polygon",
+                crs="EPSG:4326" if degrees else _for_proj(info.crs),
                 **(options | _own_columns(driver, set(OBJECT_SCHEMA.names))),
             )
         finally:
@@ -93,16 +101,17 @@ def stream_layer(path: Path, name: str, source: Path, **options: object) -> None
                 raise failed[0]
 
 
-def _for_gdal(table: pa.Table, crs: pyproj.CRS, target: pyproj.CRS, *, multi: bool) -> pa.Table:
-    """Return the table with the geometry that the layer is to have."""
-    if crs == target and not multi:
-        return table
-    polygons = gpd.GeoSeries(geometries(table), crs=crs).to_crs(target).to_numpy()
-    if multi:
-        single = shapely.get_type_id(polygons) == 3
-        polygons[single] = shapely.multipolygons(polygons[single, None], axis=1)
+def _with(table: pa.Table, polygons: npt.NDArray[np.object_]) -> pa.Table:
+    """Return the table with other geometry."""
     wkb = pa.array(shapely.to_wkb(polygons), type=pa.binary())
     return table.set_column(table.schema.get_field_index("geometry"), "geometry", wkb)
+
+
+def _as_multi(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """Return all as MultiPolygons: a layer holds one kind."""
+    single = shapely.get_type_id(polygons) == 3
+    polygons[single] = shapely.multipolygons(polygons[single, None], axis=1)
+    return polygons
 
 
 def _for_proj(crs: pyproj.CRS) -> str:
@@ -111,11 +120,16 @@ def _for_proj(crs: pyproj.CRS) -> str:
     return f"EPSG:{epsg}" if epsg else str(crs.to_wkt("WKT1_GDAL"))
 
 
-def write_layer(path: Path, name: str, table: gpd.GeoDataFrame, **options: object) -> None:
+def write_layer(
+    path: Path, name: str, table: gpd.GeoDataFrame, *, driver: str = "GPKG", **options: object
+) -> None:
     """Write one layer with GDAL; a GeoPackage keeps the layers that it has."""
-    kind = _geometry_type(table)
+    if driver == "GeoJSON":
+        table = table.set_geometry(
+            gpd.GeoSeries(to_rfc7946(table.geometry.to_numpy(), table.crs), table.index, crs=4326)
+        )
+    kind = "Unknown" if driver == "GeoJSON" else _geometry_type(table)
     names = {str(c).casefold() for c in table.columns}
-    driver = DRIVERS[path.suffix.lower()]
     options |= _own_columns(driver, names)
     pyogrio.write_dataframe(
         table,

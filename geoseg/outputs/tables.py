@@ -6,8 +6,7 @@ The formats behind these names: `objects_file` (the run's own file, a stream), `
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ import geopandas as gpd
 import pandas as pd
 
 from geoseg.errors import OutputError
-from geoseg.outputs.formats import COUNT_SUFFIXES, DRIVERS, check_output
+from geoseg.outputs.coco import write_coco
+from geoseg.outputs.formats import (
+    COCO_SUFFIX,
+    COUNT_SUFFIXES,
+    DRIVERS,
+    OBJECT_SUFFIXES,
+    check_output,
+    suffix_of,
+)
 from geoseg.outputs.geopackage import write_database, write_geopackage
 from geoseg.outputs.layers import prepare, stream_layer, write_layer
 from geoseg.outputs.objects_file import (
@@ -32,6 +39,9 @@ from geoseg.outputs.objects_file import (
 )
 from geoseg.outputs.publish import put, scratch
 from geoseg.outputs.reading import read_vector
+from geoseg.outputs.sorting import write_geoparquet
+from geoseg.outputs.style import Style
+from geoseg.records import RasterInfo
 
 __all__ = [
     "COUNT_SUFFIXES",
@@ -39,6 +49,7 @@ __all__ = [
     "GROUP_ROWS",
     "OBJECT_DTYPES",
     "OBJECT_SCHEMA",
+    "OBJECT_SUFFIXES",
     "ObjectsInfo",
     "ObjectsWriter",
     "check_output",
@@ -54,25 +65,33 @@ __all__ = [
     "write_table",
 ]
 
-_FORMAT_OPTIONS: dict[str, dict[str, str]] = {".geojson": {"RFC7946": "YES"}}
+_OPTIONS: dict[str, dict[str, Any]] = {".geojson": {"RFC7946": "YES"}}
 
 
 def write_table(
-    path: str | Path, table: gpd.GeoDataFrame, *, layer: str = "objects", overwrite: bool = False
+    path: str | Path,
+    table: gpd.GeoDataFrame,
+    *,
+    layer: str = "objects",
+    overwrite: bool = False,
+    pixels: bool = False,
 ) -> Path:
     """Write one table in the format that the suffix names.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .gpkg, .parquet (GeoParquet 1.1 with bbox, zstd), .fgb or .geojson (in
-        EPSG:4326, as the format wants).
+        Ends in .gpkg, .parquet (GeoParquet 1.1 with bbox, zstd), .fgb or .geojson (RFC 7946: in
+        EPSG:4326, cut at the antimeridian).
     table : GeoDataFrame
         With a CRS; may be empty.
     layer : str
         Layer name where the format has one; ``objects`` get their fixed column types.
     overwrite : bool
         Whether an existing file may be replaced.
+    pixels : bool
+        A table without a CRS is in px of an image, and is written so: no program will take it
+        for a place on earth. GeoJSON, which is always in degrees, refuses it all the same.
 
     Returns
     -------
@@ -82,21 +101,21 @@ def write_table(
     Raises
     ------
     OutputError
-        As :func:`check_output`; or if writing fails, the old file then being as it was.
+        As :func:`check_output`; if there is no CRS; or if writing fails, the old file then being
+        as it was.
     """
     path = check_output(path, overwrite)
-    if path.suffix.lower() == ".gpkg":
-        return write_geopackage(path, {layer: table}, overwrite=overwrite)
-    table = prepare(layer, table)
+    suffix = suffix_of(path)
+    if suffix == ".gpkg":
+        return write_geopackage(path, {layer: table}, overwrite=overwrite, pixels=pixels)
+    table = prepare(layer, table, pixels=pixels and suffix != ".geojson")
     with scratch(path) as temporary:
-        if path.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             table.to_parquet(
                 temporary, schema_version="1.1.0", write_covering_bbox=True, compression="zstd"
             )
-        elif path.suffix.lower() == ".geojson":
-            write_layer(temporary, layer, table.to_crs(4326), **_FORMAT_OPTIONS[".geojson"])
         else:
-            write_layer(temporary, layer, table)
+            write_layer(temporary, layer, table, driver=DRIVERS[suffix], **_OPTIONS.get(suffix, {}))
         put(temporary, path, overwrite=overwrite)
     return path
 
@@ -107,28 +126,33 @@ def write_objects(
     others: Mapping[str, gpd.GeoDataFrame] | None = None,
     *,
     overwrite: bool = False,
-    styles: Mapping[str, str] | None = None,
+    styles: Mapping[str, str | Style] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    documents: Mapping[str, Any] | None = None,
+    images: Sequence[RasterInfo] = (),
+    classes: Sequence[str] = (),
 ) -> Path:
     """Write the objects of a run for the user, without ever holding them all.
 
-    The file is the one that :func:`write_geopackage` or :func:`write_table` would make of the
-    whole table, and is published in the same way.
+    A GeoPackage, FlatGeobuf or GeoJSON file is the one that :func:`write_geopackage` or
+    :func:`write_table` would make of the whole table; GeoParquet has the rows in Hilbert order.
+    All are published in the same way.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .gpkg, .parquet, .fgb or .geojson, as for :func:`write_table`.
+        Ends in .gpkg, .parquet, .fgb or .geojson, as for :func:`write_table`, or in .coco.json.
     source : str or Path
         A file of :class:`ObjectsWriter`.
     others : mapping of str to GeoDataFrame, optional
         More layers, after ``objects``; only a GeoPackage has room for them.
     overwrite : bool
         Whether an existing file may be replaced.
-    styles : mapping of str to str, optional
-        As for :func:`write_geopackage`.
-    metadata : mapping, optional
-        As for :func:`write_geopackage`; other formats have no place for it.
+    styles, metadata, documents : mapping, optional
+        As for :func:`write_geopackage`. COCO JSON keeps the metadata as its ``info``; other
+        formats have no place for any of them.
+    images, classes : sequence, optional
+        For COCO JSON: see :func:`geoseg.outputs.coco.write_coco`.
 
     Returns
     -------
@@ -148,11 +172,15 @@ def write_objects(
     ``OGR_GPKG_MAX_RAM_USAGE_RTREE``, in bytes, bounds it at the price of time); 440, 650 and
     1,230 MB to .fgb; 400 MB for a million to .geojson.
     """
-    path, source = check_output(path, overwrite), Path(source).expanduser().absolute()
-    suffix = path.suffix.lower()
+    path = check_output(path, overwrite, suffixes=OBJECT_SUFFIXES)
+    source = Path(source).expanduser().absolute()
+    suffix = suffix_of(path)
     if suffix == ".gpkg":
-        layers: dict[str, gpd.GeoDataFrame | Path] = {"objects": source, **(others or {})}
-        return write_database(path, layers, styles=styles, overwrite=overwrite, metadata=metadata)
+        layers: dict[str, gpd.GeoDataFrame | Path] = {"objects": source}
+        layers |= {name: prepare(name, table) for name, table in (others or {}).items()}
+        return write_database(
+            path, layers, styles=styles, overwrite=overwrite, metadata=metadata, documents=documents
+        )
     if others:
         raise OutputError(
             f"{path.name} has room for one layer, not for {', '.join(others)} beside objects; "
@@ -160,10 +188,12 @@ def write_objects(
         )
     with scratch(path) as temporary:
         if suffix == ".parquet":
-            describe_objects(source)
-            shutil.copyfile(source, temporary)
+            write_geoparquet(temporary, source)
+        elif suffix == COCO_SUFFIX:
+            write_coco(temporary, source, images, classes=classes, about=metadata)
         else:
-            stream_layer(temporary, "objects", source, **_FORMAT_OPTIONS.get(suffix, {}))
+            options = _OPTIONS.get(suffix, {})
+            stream_layer(temporary, "objects", source, driver=DRIVERS[suffix], **options)
         put(temporary, path, overwrite=overwrite)
     return path
 
@@ -192,9 +222,9 @@ def write_counts(path: str | Path, regions: gpd.GeoDataFrame, *, overwrite: bool
     """
     path = check_output(path, overwrite, suffixes=COUNT_SUFFIXES)
     notes = {name: regions.attrs.get(name) for name in ("rule", "total", "outside")}
-    if path.suffix.lower() == ".gpkg":
+    if suffix_of(path) == ".gpkg":
         return write_geopackage(path, {"regions": regions}, overwrite=overwrite, metadata=notes)
-    if path.suffix.lower() != ".csv":
+    if suffix_of(path) != ".csv":
         return write_table(path, regions, layer="regions", overwrite=overwrite)
     table = pd.DataFrame(regions.drop(columns=regions.geometry.name))
     with scratch(path) as temporary:
