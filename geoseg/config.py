@@ -27,7 +27,7 @@ class DetectSettings:
     images: tuple[str, ...]
     """Files, folders or globs."""
     output: Path | None = None
-    """GeoPackage, GeoParquet, FlatGeobuf or GeoJSON; None keeps the result in memory."""
+    """GeoPackage, GeoParquet, FlatGeobuf, GeoJSON or COCO JSON; None keeps the result in memory."""
     model: str = "buildings"
     """Name of a shipped model or path of a ``.safetensors`` file."""
     detector: str | None = None
@@ -88,6 +88,12 @@ class DetectSettings:
     """'i/n': run only this share of the supertiles, without joining or writing the output."""
     notify: str | None = None
     """Command to run at the end."""
+    also: tuple[Path, ...] = ()
+    """More files to write of the same objects, such as a GeoJSON beside a GeoPackage."""
+    split_by: str | None = None
+    """'region' or 'grid': write one file per region or cell, and an index in place of `output`."""
+    split_rows: int = 1_000_000
+    """Objects that a cell of the grid may hold before it is cut into four."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -113,6 +119,29 @@ class DetectSettings:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         self._check_driver()
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        """Refuse outputs that contradict each other."""
+        if self.also and self.output is None:
+            raise ConfigError("--also writes more files beside the output; name that with --output")
+        outputs = [self.output, *self.also]
+        places = [p.expanduser().absolute() for p in outputs if p is not None]
+        for i, place in enumerate(places):
+            if place in places[:i]:
+                raise ConfigError(f"{place} is named twice as an output; name each file once")
+        if self.split_by not in (None, "region", "grid"):
+            raise ConfigError(f"--split-by is '{self.split_by}'; expected region or grid")
+        if self.split_by == "region" and self.regions is None:
+            raise ConfigError("--split-by region needs regions; name them with --regions")
+        if self.split_by is not None and self.output is None:
+            raise ConfigError("--split-by is about files; name one with --output")
+        _check_range("--split-rows", self.split_rows, 1, 1e12)
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files to write for the user, the main one first."""
+        return () if self.output is None else (self.output, *self.also)
 
     def _check_driver(self) -> None:
         """Refuse settings of the driver that are wrong or contradict each other."""
@@ -175,7 +204,7 @@ def _check_range(option: str, value: float | None, low: float, high: float) -> N
 
 
 _PATHS = ("output", "aoi", "regions", "run_dir")
-_LISTS = {"images": str, "bidx": int, "resource": str}
+_LISTS = {"images": str, "bidx": int, "resource": str, "also": str}
 
 
 def read_job(path: Path) -> DetectSettings:
@@ -233,9 +262,12 @@ def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
         f"{path}: {key} = {value!r} in [detect]; expected {annotation.removesuffix(' | None')}"
     )
     if key in _LISTS:
-        values = [value] if isinstance(value, str) and key == "images" else value
+        single = isinstance(value, str) and key in ("images", "also")
+        values = [value] if single else value
         if not isinstance(values, list) or not all(type(v) is _LISTS[key] for v in values):
             raise wrong
+        if key == "also":
+            return tuple(path.parent / name for name in values)
         return values if key == "images" else tuple(values)
     if key in _PATHS:
         if not isinstance(value, str):

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,19 +34,24 @@ from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import RunDirectory, digest, file_mark
 from geoseg.jobs.manifest import (
     HOW_ONLY,
+    OUTPUT_ONLY,
     about_run,
     about_supertiles,
+    credits_of,
+    model_card,
     plain_settings,
     run_notes,
     worker_seconds,
 )
 from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import PartSummary
-from geoseg.jobs.plan import RunPlan, counts_path, plan_run
+from geoseg.jobs.plan import RunPlan, counts_path, counts_paths, plan_run
 from geoseg.jobs.probe import terms_of
 from geoseg.jobs.progress import Progress
 from geoseg.jobs.stop import Stop, stop_time
 from geoseg.objects.seams import SeamCounts, SeamReport
+from geoseg.outputs.formats import suffix_of
+from geoseg.outputs.split import split_folder, write_split
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
@@ -217,7 +222,7 @@ class _Job:
         regions = count_in_regions(plan, run_dir.objects, summaries)
         done = kept is not None and self._output_kept()
         if settings.output is not None and not done:
-            self._write(regions, coverage)
+            self._write(regions, coverage, self._documents(summaries, n_objects))
         self.peaks["output"] = peak_mb()
         result = RunResult(
             n_objects=n_objects,
@@ -260,13 +265,30 @@ class _Job:
         made_from = _output_key(self.plan), file_mark(self.run_dir.objects)
         return {"files": marks, "made_from": digest(made_from)}
 
-    def _write(self, regions: gpd.GeoDataFrame | None, coverage: gpd.GeoDataFrame) -> None:
+    def _documents(self, summaries: list[PartSummary], n_objects: int) -> dict[str, Any]:
+        """Return what a GeoPackage carries about the run: as much of run.json as is known."""
+        run = {
+            **about_run(self.plan),
+            **about_supertiles(self.plan, summaries),
+            "objects": n_objects,
+            "notes": list(run_notes(self.plan, n_objects, summaries)),
+        }
+        return {"run": run, "model-card": model_card(self.plan), "credits": credits_of(self.plan)}
+
+    def _write(
+        self,
+        regions: gpd.GeoDataFrame | None,
+        coverage: gpd.GeoDataFrame,
+        documents: dict[str, Any],
+    ) -> None:
         """Write the output; the manifest knows before that it will be this run's own."""
         files = _output_files(self.plan.settings)
         self.run_dir.note(
             writing={"since_ns": time.time_ns(), "before": [file_mark(path) for path in files]}
         )
-        write_output(self.plan, self.run_dir.objects, regions, coverage, self.may_replace)
+        write_output(
+            self.plan, self.run_dir.objects, regions, coverage, self.may_replace, documents
+        )
         self.run_dir.note(outputs=self._output_marks(), writing=None)
 
     def _write_manifest(self, result: RunResult, summaries: list[PartSummary], ran: float) -> None:
@@ -373,12 +395,12 @@ def _run_dir(settings: DetectSettings) -> Path | None:
 
 def _output_files(settings: DetectSettings) -> list[Path]:
     """Return the files that a run writes for the user."""
-    if settings.output is None:
-        return []
-    output = settings.output.expanduser().absolute()
-    if settings.regions is None or output.suffix.lower() == ".gpkg":
-        return [output]
-    return [output, counts_path(output)]
+    outputs = [path.expanduser().absolute() for path in settings.outputs]
+    files = [*outputs, *([] if settings.regions is None else counts_paths(outputs))]
+    if settings.split_by is not None:
+        for path in outputs:
+            files += sorted(p for p in split_folder(path).glob("*") if p.is_file())
+    return files
 
 
 def _own_output(settings: DetectSettings) -> bool:
@@ -397,13 +419,16 @@ def _own_output(settings: DetectSettings) -> bool:
         # it writes no output: there is nothing to replace
         return True
     manifest = RunDirectory(path).read_manifest() or {}
-    noted = {m["name"]: m for m in (manifest.get("outputs") or {}).get("files", []) if m}
+    noted = [m for m in (manifest.get("outputs") or {}).get("files", []) if m]
+    # of several outputs some may have one name, in different folders
+    names, marks = {m["name"] for m in noted}, {tuple(m.items()) for m in noted}
     writing = manifest.get("writing")
     for file in files:
         mark = file_mark(file)
-        if mark == noted.get(file.name) or (writing and _written_since(mark, writing)):
+        known = mark is not None and tuple(mark.items()) in marks
+        if known or (writing and _written_since(mark, writing)):
             continue
-        if file.name in noted:
+        if file.name in names:
             raise OutputError(
                 f"output {file} exists and was changed since this run wrote it; give --overwrite "
                 "to replace it, or another name"
@@ -422,7 +447,7 @@ def _written_since(mark: dict[str, Any] | None, writing: dict[str, Any]) -> bool
 def _objects_key(plan: RunPlan, summaries: list[PartSummary]) -> str:
     """Return a hash of all that decides the objects: parts, and how they are joined."""
     settings = plain_settings(plan.settings)
-    joins = {k: v for k, v in settings.items() if k not in (*HOW_ONLY, "output", "regions")}
+    joins = {k: v for k, v in settings.items() if k not in (*HOW_ONLY, *OUTPUT_ONLY)}
     left_out = [
         (s.image, s.index, s.status, s.tiles_failed)
         for s in summaries
@@ -437,6 +462,7 @@ def _output_key(plan: RunPlan) -> str:
     return digest(
         [str(path) for path in _output_files(plan.settings)],
         None if regions is None else file_mark(regions),
+        [plan.settings.split_by, plan.settings.split_rows],
     )
 
 
@@ -465,24 +491,38 @@ def write_output(
     regions: gpd.GeoDataFrame | None,
     coverage: gpd.GeoDataFrame,
     overwrite: bool,
+    documents: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the user's file: all layers in a GeoPackage, else objects, and regions beside."""
-    output = plan.settings.output
-    if output is None:
-        return
-    if output.suffix.lower() != ".gpkg":
-        write_objects(output, objects, {}, overwrite=overwrite)
-        if regions is not None:
-            write_table(counts_path(output), regions, layer="regions", overwrite=overwrite)
-        return
-    others = {} if regions is None else {"regions": regions}
-    others["coverage"] = coverage
+    """Write the user's files: all layers in a GeoPackage, else objects, and regions beside.
+
+    Each is what it would be alone: all are made from the same file of objects, one by one.
+    """
+    settings = plan.settings
     about = plan.about_model
-    metadata = {
-        "geoseg": geoseg.__version__,
-        "model": about["name"],
-        "licence": about.get("licence", ""),
-        "credits": "; ".join(about.get("credits", [])),
-        "images": ", ".join(Path(i.info.path).name for i in plan.images),
+    options: dict[str, Any] = {
+        "overwrite": overwrite,
+        "metadata": {
+            "geoseg": geoseg.__version__,
+            "model": about["name"],
+            "licence": about.get("licence", ""),
+            "credits": "; ".join(about.get("credits", [])),
+            "images": ", ".join(Path(i.info.path).name for i in plan.images),
+        },
+        "documents": documents,
+        "images": [image.info for image in plan.images],
+        "classes": plan.classes,
     }
-    write_objects(output, objects, others, overwrite=overwrite, metadata=metadata)
+    layers = {} if regions is None else {"regions": regions}
+    layers["coverage"] = coverage
+    for output in settings.outputs:
+        others = layers if suffix_of(output) == ".gpkg" else {}
+        if settings.split_by is None:
+            write_objects(output, objects, others, **options)
+        else:
+            write_split(
+                output, objects, settings.split_by, regions=regions, rows=settings.split_rows,
+                others=others, **options,
+            )  # fmt: skip
+        beside = counts_path(output)
+        if regions is not None and beside is not None:
+            write_table(beside, regions, layer="regions", overwrite=overwrite)

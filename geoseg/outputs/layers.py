@@ -19,9 +19,9 @@ from geoseg.outputs.objects_file import (
     GROUP_ROWS,
     OBJECT_SCHEMA,
     fix_types,
-    geometries,
     iter_tables,
     open_objects,
+    to_geometries,
 )
 
 _MULTI = {"Polygon": "MultiPolygon", "LineString": "MultiLineString", "Point": "MultiPoint"}
@@ -75,9 +75,9 @@ def stream_layer(
             for table in iter_tables(file, GROUP_ROWS):
                 ready = table
                 if degrees:
-                    ready = _with(table, to_rfc7946(geometries(table), info.crs))
+                    ready = _with(table, to_rfc7946(to_geometries(table), info.crs))
                 elif multi:
-                    ready = _with(table, _as_multi(geometries(table)))
+                    ready = _with(table, _as_multi(to_geometries(table)))
                 yield from ready.to_batches()
         except BaseException as error:
             # GDAL knows only that there was one

@@ -187,7 +187,7 @@ class ObjectsWriter:
 
     def _write_group(self, group: pa.Table) -> None:
         """Write one row group with the bounds of its rows."""
-        polygons = geometries(group)
+        polygons = to_geometries(group)
         kinds = np.unique(shapely.get_type_id(polygons))
         if not np.isin(kinds, list(_POLYGON_TYPES)).all():
             raise OutputError(
@@ -293,7 +293,7 @@ def objects_to_arrow(table: gpd.GeoDataFrame) -> pa.Table:
 def objects_from_arrow(table: pa.Table, crs: pyproj.CRS | str | int) -> gpd.GeoDataFrame:
     """Return the objects of an Arrow table as :func:`empty_objects` has them."""
     fields = table.select(list(OBJECT_DTYPES)).to_pandas().astype(OBJECT_DTYPES)
-    return gpd.GeoDataFrame(fields, geometry=geometries(table), crs=crs)
+    return gpd.GeoDataFrame(fields, geometry=to_geometries(table), crs=crs)
 
 
 def fix_types(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -334,7 +334,7 @@ def _as_objects(table: pa.Table) -> pa.Table:
         ) from error
 
 
-def geometries(table: pa.Table) -> npt.NDArray[np.object_]:
+def to_geometries(table: pa.Table) -> npt.NDArray[np.object_]:
     """Return the geometry of each row, (n,)."""
     wkb = table["geometry"].to_numpy()
     return np.asarray(shapely.from_wkb(wkb), dtype=object)
@@ -366,7 +366,7 @@ def open_objects(path: str | Path | BinaryIO) -> tuple[pq.ParquetFile, ObjectsIn
     )
 
 
-def iter_tables(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
+def iter_tables(file: pq.ParquetFile, rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
     """Read the columns of the objects in order, at most so many rows at a time."""
     for batch in file.iter_batches(rows, columns=OBJECT_SCHEMA.names):
         yield pa.Table.from_batches([batch]).cast(OBJECT_SCHEMA)
