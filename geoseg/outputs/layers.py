@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,16 +132,22 @@ def write_layer(
     kind = "Unknown" if driver == "GeoJSON" else _geometry_type(table)
     names = {str(c).casefold() for c in table.columns}
     options |= _own_columns(driver, names)
-    pyogrio.write_dataframe(
-        table,
-        path,
-        layer=name,
-        driver=driver,
-        use_arrow=True,
-        geometry_type=kind,
-        promote_to_multi=kind.startswith("Multi"),
-        **options,
-    )
+    if table.crs is None and driver == "GPKG":
+        # of the standard: an undefined plane
+        options["SRID"] = "-1"
+    with warnings.catch_warnings():
+        # px of an image have no CRS, and are meant to have none
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        pyogrio.write_dataframe(
+            table,
+            path,
+            layer=name,
+            driver=driver,
+            use_arrow=True,
+            geometry_type=kind,
+            promote_to_multi=kind.startswith("Multi"),
+            **options,
+        )
 
 
 def _own_columns(driver: str, names: set[str]) -> dict[str, str]:
