@@ -39,7 +39,8 @@ def write_coco(
     Outlines are in px of the image that the object was found in: the centre of the top left pixel
     is (0.5, 0.5). They are clipped to the image. An outline with holes, which COCO's polygons
     cannot have, becomes run lengths of pixels whose centres it holds; in images of 2 ** 32 px and
-    more, whose run lengths no reader takes, polygons without holes that lie side by side.
+    more, whose run lengths no reader takes, polygons without holes that lie side by side; so does
+    what holds no pixel's centre.
 
     Parameters
     ----------
@@ -224,13 +225,22 @@ def _segmentations(
         if not holed[i]:
             # without the last point, which is the first
             yield [flat[2 * ends[k] : 2 * (ends[k + 1] - 1)] for k in range(first[i], first[i + 1])]
-        elif frame.width * frame.height < _RLE_LIMIT:
-            yield run_lengths(polygons[i], frame.height, frame.width)
         else:
-            yield [
-                np.round(p.exterior.coords[:-1], DECIMALS).ravel().tolist()
-                for p in _without_holes(polygons[i])
-            ]
+            yield _with_holes(polygons[i], frame)
+
+
+def _with_holes(polygon: Any, frame: _Frame) -> list[list[float]] | dict[str, Any]:
+    """Return a polygon that has holes as COCO has it."""
+    size = frame.height, frame.width
+    if frame.height * frame.width < _RLE_LIMIT:
+        runs = run_lengths(polygon, *size)
+        # so small that it holds no centre of a px: better some outline than no mask
+        if runs != run_lengths(shapely.Point(-9, -9).buffer(1), *size):
+            return runs
+    return [
+        np.round(part.exterior.coords[:-1], DECIMALS).ravel().tolist()
+        for part in _without_holes(polygon)
+    ]
 
 
 def run_lengths(polygon: Any, height: int, width: int) -> dict[str, Any]:
@@ -272,8 +282,8 @@ def run_lengths(polygon: Any, height: int, width: int) -> dict[str, Any]:
         )
         # a run that ends with its column goes on at the top of the next
         whole = starts[1:] != ends[:-1]
-        starts, ends = starts[np.r_[True, whole]], ends[np.r_[whole, True]]
-        turns = np.stack([starts, ends], axis=1).ravel()
+        first, last = np.r_[True, whole], np.r_[whole, True]
+        turns = np.stack([starts[first[: len(starts)]], ends[last[: len(ends)]]], axis=1).ravel()
         counts = np.diff(np.r_[0, turns, height * width])
         counts = counts[: len(counts) - (counts[-1] == 0)]
     return {"size": [height, width], "counts": _packed(counts.tolist())}
