@@ -18,6 +18,9 @@ from geoseg.outputs.tables import OBJECT_DTYPES, write_geopackage, write_objects
 OGRINFO = shutil.which("ogrinfo")
 CUSTOM = "+proj=tmerc +lat_0=27 +lon_0=85.3 +k=0.9996 +x_0=1000 +ellps=GRS80 +units=m"
 TURNED = "+proj=omerc +lat_0=27 +lonc=85.3 +alpha=33 +gamma=0 +k=1 +ellps=bessel +units=m"
+ROTATED = (
+    "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +to_meter=0.0174532925199433"
+)
 CASES = {
     "many": town,
     "none": nothing,
@@ -26,6 +29,7 @@ CASES = {
     "10,000 classes": lambda: town(10_000, classes=[f"class {i}" for i in range(10_000)]),
     "no code": lambda: town(crs=CUSTOM),
     "turned": lambda: town(crs=TURNED),
+    "rotated pole": lambda: town(crs=ROTATED, at=(10.0, 20.0, 0.0003)),
     "no code, none": lambda: nothing(CUSTOM),
     "degrees": lambda: town(crs=4326, at=(85.5, 27.6, 0.0003)),
     "degrees of NAD83": lambda: town(crs=4269, at=(-120.0, 40.0, 0.0003)),
@@ -51,8 +55,8 @@ def is_same_crs(found, wanted):
         return True
     # names and remarks may go; to_2d, as heights do in polygons without any
     there = pyproj.Transformer.from_crs(wanted, found, always_xy=True)
-    x, y = there.transform([510_000.0, 505_000.0], [3_010_000.0, 3_000_000.0])
-    return bool(np.allclose(x, [510_000, 505_000]) and np.allclose(y, [3_010_000, 3_000_000]))
+    given = [[10.0, 12.0], [20.0, 22.0]] if wanted.is_geographic else [[5e5, 5.1e5], [3e6, 3.01e6]]
+    return bool(np.allclose(there.transform(*given), given))
 
 
 @pytest.fixture(params=CASES)
@@ -139,6 +143,22 @@ def test_outputs_in_px_of_an_image_say_so(tmp_path):
             subprocess.run([OGRINFO, "-so", "-al", str(path)], capture_output=True, check=True)
     with pytest.raises(OutputError, match="has no CRS"):
         write_table(tmp_path / "px.geojson", table, pixels=True)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".geojson"])
+@pytest.mark.parametrize("table", [town, nothing])
+def test_tables_too_may_be_in_a_crs_that_wkt_1_cannot_tell(tmp_path, suffix, table):
+    given = table().set_crs(ROTATED, allow_override=True)
+    if len(given):
+        given = town(crs=ROTATED, at=(10.0, 20.0, 0.0003))
+    path = write_table(tmp_path / f"t{suffix}", given)
+    back = gpd.read_file(path, layer="objects" if suffix == ".gpkg" else 0)
+    assert len(back) == len(given)
+    assert is_same_crs(back.crs, 4326 if suffix == ".geojson" else ROTATED)
+    if len(given):
+        back = back.sort_values("object_id", ignore_index=True)
+        assert back["uid"].tolist() == given["uid"].tolist()
+        assert shapely.is_valid(back.geometry.to_numpy()).all()
 
 
 def test_layers_of_other_crss_keep_theirs(tmp_path):

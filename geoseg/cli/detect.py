@@ -63,8 +63,9 @@ def _once(_context: click.Context, _option: click.Parameter, value: tuple[Path, 
     "--split-rows",
     type=int,
     default=1_000_000,
+    show_default=True,
     metavar="N",
-    help="With --split-by grid: objects of a cell before it is cut into four.  [default: 1000000]",
+    help="With --split-by grid: objects of a cell before it is cut into four.",
 )
 @click.option(
     "--model",

@@ -91,6 +91,8 @@ class RunResult:
     """'i/n' where this was a share of a run: nothing is joined yet."""
     already_done: bool = False
     """Nothing was left to do: the run had finished and its output is as it left it."""
+    also: tuple[Path, ...] = ()
+    """Further files that were written, beside `output`."""
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
@@ -239,6 +241,7 @@ class _Job:
             notes=run_notes(plan, n_objects, summaries),
             tiles_failed=_tiles_failed(summaries),
             already_done=done and work.n_before == plan.n_supertiles,
+            also=settings.also,
         )
         self._write_manifest(result, summaries, ran)
         return result

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyogrio
 import pyproj
 import shapely
+from pyproj.exceptions import CRSError
 
 from geoseg.errors import OutputError
 from geoseg.outputs.geojson import to_rfc7946
@@ -116,9 +117,17 @@ def _as_multi(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
 
 
 def _for_proj(crs: pyproj.CRS) -> str:
-    """Return the CRS in the words that pyogrio uses for tables."""
+    """Return the CRS in the words that pyogrio uses for tables; in newer ones if those lack it."""
     epsg = crs.to_epsg()
-    return f"EPSG:{epsg}" if epsg else str(crs.to_wkt("WKT1_GDAL"))
+    return f"EPSG:{epsg}" if epsg else _old_words(crs) or str(crs.to_wkt())
+
+
+def _old_words(crs: pyproj.CRS) -> str | None:
+    """Return the CRS as WKT 1, in which some, such as those of turned poles, cannot be told."""
+    try:
+        return str(crs.to_wkt("WKT1_GDAL"))
+    except CRSError:
+        return None
 
 
 def write_layer(
@@ -135,6 +144,9 @@ def write_layer(
     if table.crs is None and driver == "GPKG":
         # of the standard: an undefined plane
         options["SRID"] = "-1"
+    if table.crs is not None and table.crs.to_epsg() is None and _old_words(table.crs) is None:
+        _write_in_new_words(path, name, table, kind, driver=driver, **options)
+        return
     with warnings.catch_warnings():
         # px of an image have no CRS, and are meant to have none
         warnings.filterwarnings("ignore", message="'crs' was not provided")
@@ -148,6 +160,24 @@ def write_layer(
             promote_to_multi=kind.startswith("Multi"),
             **options,
         )
+
+
+def _write_in_new_words(
+    path: Path, name: str, table: gpd.GeoDataFrame, kind: str, **options: object
+) -> None:
+    """Write one layer in a CRS that pyogrio would not tell of a table."""
+    if kind.startswith("Multi"):
+        polygons = _as_multi(table.geometry.to_numpy().copy())
+        table = table.set_geometry(gpd.GeoSeries(polygons, table.index, crs=table.crs))
+    pyogrio.write_arrow(
+        pa.table(table.to_arrow(index=False, geometry_encoding="WKB")),
+        path,
+        layer=name,
+        geometry_name=table.geometry.name,
+        geometry_type=kind,
+        crs=_for_proj(table.crs),
+        **options,
+    )
 
 
 def _own_columns(driver: str, names: set[str]) -> dict[str, str]:

@@ -19,8 +19,8 @@ from geoseg.outputs.objects_file import (
     open_objects,
 )
 
-BUCKET_ROWS = 200_000
-"""Rows that are sorted in memory at once: some 100 MB."""
+BUCKET_ROWS = 100_000
+"""Rows that are sorted in memory at once: some 50 MB."""
 _MAX_BUCKETS = 400
 """Files that are open at once."""
 _RANK = pa.field("rank", pa.int64())
@@ -37,7 +37,7 @@ def hilbert_keys(source: Path) -> npt.NDArray[np.uint32]:
     with file:
         if info.bounds is None:
             return np.zeros(info.rows, np.uint32)
-        for batch in file.iter_batches(1_000_000, columns=["bbox"]):
+        for batch in file.iter_batches(200_000, columns=["bbox"]):
             boxes = batch.column(0)
             left, bottom, right, top = (
                 boxes.field(i).to_numpy(zero_copy_only=False) for i in range(4)

@@ -157,21 +157,10 @@ def write_split(
             f"cannot split by '{by}'{'' if by != 'region' else ' without regions'}; "
             "expected region, with a layer of regions, or grid"
         )
-    folder, suffix = split_folder(path), suffix_of(path)
     with scratch(path) as temporary:
-        root = temporary.parent
-        made = root / "files"
+        made = temporary.parent / "files"
         made.mkdir()
-        entries: dict[int, dict[str, Any]] = {}
-        for key, part in _parts(source, keys, root):
-            share = share_of(key)
-            held = describe_objects(part)
-            file = write_objects(made / f"{share.stem}{suffix}", part, **options)
-            outline = shapely.box(*held.bounds) if held.bounds else None
-            entries[key] = _entry(share, held.rows, outline) | {
-                "file": f"{folder.name}/{file.name}",
-                "bytes": file.stat().st_size,
-            }
+        entries = _write_files(path, source, keys, share_of, made, options)
         if sum(entry["objects"] for entry in entries.values()) != info.rows:
             raise OutputError(
                 f"{info.rows} objects became {sum(e['objects'] for e in entries.values())} in the "
@@ -181,9 +170,30 @@ def write_split(
             entries.setdefault(key, _entry(share_of(key), 0, None))
         index = _index([entries[key] for key in sorted(entries)], info.crs)
         _write_csv(made / INDEX, index)
-        _exchange(made, folder, root / "old", overwrite=overwrite)
+        _exchange(made, split_folder(path), made.with_name("old"), overwrite=overwrite)
     _write_index(path, index, others or {}, overwrite=overwrite, options=options)
     return path
+
+
+def _write_files(
+    path: Path,
+    source: Path,
+    keys: npt.NDArray[np.int64],
+    share_of: Callable[[int], _Share],
+    made: Path,
+    options: Mapping[str, Any],
+) -> dict[int, dict[str, Any]]:
+    """Write the file of each key into a folder; return the rows of the index by key."""
+    entries = {}
+    for key, part in _parts(source, keys, made.parent):
+        share, held = share_of(key), describe_objects(part)
+        file = write_objects(made / f"{share.stem}{suffix_of(path)}", part, **options)
+        bounds = shapely.box(*held.bounds) if held.bounds else None
+        entries[key] = _entry(share, held.rows, bounds) | {
+            "file": f"{split_folder(path).name}/{file.name}",
+            "bytes": file.stat().st_size,
+        }
+    return entries
 
 
 def _entry(share: _Share, objects: int, bounds: Any) -> dict[str, Any]:
