@@ -185,6 +185,8 @@ def test_columns_of_classes_and_of_nobody_are_described_or_left(tmp_path):
     rows = dict(sql(path, "SELECT column_name, title FROM gpkg_data_columns"))
     assert rows["count_roof & co"] == "Count of roof & co"
     assert describe_fields("whatever", ["a", "count"]) == []
+    # of the user's own layer, before ours
+    assert describe_fields("regions", ["count_households", "ward"]) == []
 
 
 def test_the_documentation_has_the_dictionary():

@@ -98,7 +98,6 @@ class _Frame:
             "file_name": self.name,
             "width": info.width,
             "height": info.height,
-            "license": 1,
             "geo": {
                 "crs": f"EPSG:{epsg}" if epsg else info.crs_wkt,
                 "transform": list(info.transform)[:6],

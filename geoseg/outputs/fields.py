@@ -101,21 +101,25 @@ DESCRIPTIONS: dict[str, str] = {
 def describe_fields(layer: str, columns: Iterable[str]) -> list[Field]:
     """Return the entries of those columns of a layer that have one, in the columns' order.
 
+    ``count_*`` are ours only after ``count``: what stands before are the user's own fields.
+
     Examples
     --------
-    >>> [f.heading for f in describe_fields("regions", ["ward", "count_car", "density_km2"])]
-    ['Count of car', 'Density (1/km²)']
+    >>> columns = ["ward", "count_pupils", "count", "count_car", "density_km2"]
+    >>> [f.heading for f in describe_fields("regions", columns)]
+    ['Count', 'Count of car', 'Density (1/km²)']
     """
     known = {f.name: f for f in LAYERS.get(layer, ())}
     starts = [f for f in known.values() if f.name.endswith("*")]
-    found = []
+    found: list[Field] = []
     for column in columns:
         if column in known:
             found.append(known[column])
             continue
         for f in starts:
             rest = column.removeprefix(f.name[:-1])
-            if rest not in (column, ""):
+            begun = any(one.name == f.name[:-2] for one in found)
+            if begun and rest not in (column, ""):
                 found.append(Field(column, f.title.replace("{}", rest), f.description, f.unit))
                 break
     return found
