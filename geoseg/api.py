@@ -29,7 +29,7 @@ def detect(
     images : str, Path or sequence of them
         Files, folders or globs.
     output : str or Path, optional
-        GeoPackage, GeoParquet, FlatGeobuf or GeoJSON to write too.
+        GeoPackage, GeoParquet, FlatGeobuf, GeoJSON or COCO JSON to write too.
     model : str or Path
         Name of a shipped model or path of a ``.safetensors`` file.
     detector : Detector or str, optional
@@ -38,8 +38,8 @@ def detect(
         The other options of ``geoseg detect``, with underscores: ``tile_size``, ``overlap``,
         ``min_score``, ``gsd``, ``bidx``, ``aoi``, ``regions``, ``workers``, ``device``,
         ``supertile_size``, ``run_dir``, ``overwrite``, ``dst_crs``, ``cross_image``,
-        ``class_agnostic``, ``simplify`` and so on. See `geoseg.config.DetectSettings` for units
-        and ranges.
+        ``class_agnostic``, ``simplify``, ``also``, ``split_by`` and so on. See
+        `geoseg.config.DetectSettings` for units and ranges.
 
     Returns
     -------
@@ -65,6 +65,10 @@ def detect(
     for name in ("aoi", "regions", "run_dir", "counts"):
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])
+    if settings.get("also") is not None:
+        also = settings["also"]
+        listed = [also] if isinstance(also, str | Path) else also
+        settings["also"] = tuple(Path(path) for path in listed)
     for name in ("bidx", "resource"):
         if settings.get(name) is not None:
             settings[name] = tuple(settings[name])

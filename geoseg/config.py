@@ -27,7 +27,7 @@ class DetectSettings:
     images: tuple[str, ...]
     """Files, folders or globs."""
     output: Path | None = None
-    """GeoPackage, GeoParquet, FlatGeobuf or GeoJSON; None keeps the result in memory."""
+    """GeoPackage, GeoParquet, FlatGeobuf, GeoJSON or COCO JSON; None keeps the result in memory."""
     model: str = "buildings"
     """Name of a shipped model or path of a ``.safetensors`` file."""
     detector: str | None = None
@@ -100,6 +100,12 @@ class DetectSettings:
     """Field of `regions` with the id of the region that a region lies in."""
     id_field: str | None = None
     """Field of `regions` with the ids that `parent` names."""
+    also: tuple[Path, ...] = ()
+    """More files to write of the same objects, such as a GeoJSON beside a GeoPackage."""
+    split_by: str | None = None
+    """'region' or 'grid': write one file per region or cell, and an index in place of `output`."""
+    split_rows: int = 1_000_000
+    """Objects that a cell of the grid may hold before it is cut into four."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -126,6 +132,7 @@ class DetectSettings:
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         self._check_driver()
         self._check_counting()
+        self._check_outputs()
 
     @property
     def counting(self) -> bool:
@@ -137,12 +144,32 @@ class DetectSettings:
         _check_counting(self.rule, self.regions, self.grid)
         if self.counts is not None and not self.counting:
             raise ConfigError("--counts needs regions to count in; give --regions or --grid")
-        if self.counts is not None and self.counts == self.output:
-            raise ConfigError("--counts and --output name one file; name two")
         of_regions = {"--regions-crs": self.regions_crs, "--parent": self.parent}
         for option, value in (of_regions | {"--id": self.id_field}).items():
             if value is not None and self.regions is None:
                 raise ConfigError(f"{option} is about --regions; give those too")
+
+    def _check_outputs(self) -> None:
+        """Refuse outputs that contradict each other."""
+        if self.also and self.output is None:
+            raise ConfigError("--also writes more files beside the output; name that with --output")
+        outputs = [self.output, *self.also, self.counts]
+        places = [p.expanduser().absolute() for p in outputs if p is not None]
+        for i, place in enumerate(places):
+            if place in places[:i]:
+                raise ConfigError(f"{place} is named twice as an output; name each file once")
+        if self.split_by not in (None, "region", "grid"):
+            raise ConfigError(f"--split-by is '{self.split_by}'; expected region or grid")
+        if self.split_by == "region" and not self.counting:
+            raise ConfigError("--split-by region needs regions; give --regions or --grid")
+        if self.split_by is not None and self.output is None:
+            raise ConfigError("--split-by is about files; name one with --output")
+        _check_range("--split-rows", self.split_rows, 1, 1e12)
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files to write for the user, the main one first."""
+        return () if self.output is None else (self.output, *self.also)
 
     def _check_driver(self) -> None:
         """Refuse settings of the driver that are wrong or contradict each other."""
@@ -256,7 +283,7 @@ _TABLES: dict[str, type[DetectSettings] | type[CountSettings]] = {
 _PATHS = (
     "output", "aoi", "objects", "regions", "run_dir", "counts", "imaged", "calibration",
 )  # fmt: skip
-_LISTS = {"images": str, "bidx": int, "resource": str}
+_LISTS = {"images": str, "bidx": int, "resource": str, "also": str}
 
 
 def read_job(path: Path) -> DetectSettings | CountSettings:
@@ -325,9 +352,12 @@ def _typed(path: Path, table: str, key: str, value: Any, annotation: str) -> Any
         f"{path}: {key} = {value!r} in [{table}]; expected {annotation.removesuffix(' | None')}"
     )
     if key in _LISTS:
-        values = [value] if isinstance(value, str) and key == "images" else value
+        single = isinstance(value, str) and key in ("images", "also")
+        values = [value] if single else value
         if not isinstance(values, list) or not all(type(v) is _LISTS[key] for v in values):
             raise wrong
+        if key == "also":
+            return tuple(path.parent / name for name in values)
         return values if key == "images" else tuple(values)
     if key in _PATHS:
         if not isinstance(value, str):

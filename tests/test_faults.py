@@ -635,7 +635,7 @@ sys.stdin.read()
 
 
 def test_an_output_that_another_process_holds(image, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("geoseg.outputs.tables.LOCK_WAIT_S", 0.5)
+    monkeypatch.setattr("geoseg.outputs.publish.LOCK_WAIT_S", 0.5)
     output = tmp_path / "o.gpkg"
     run_detect(job_over(image, output=output), Stub())
     old = table(output)

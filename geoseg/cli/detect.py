@@ -29,6 +29,12 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
         raise click.BadParameter("expected native or metres per pixel, such as 0.13") from error
 
 
+def _once(_context: click.Context, _option: click.Parameter, value: tuple[Path, ...]) -> Path:
+    if len(value) > 1:
+        raise click.BadParameter(f"given {len(value)} times; name further files with --also")
+    return value[0]
+
+
 @click.command(short_help="Find objects in images and write them as polygons.")
 @click.argument("images", nargs=-1, required=True)
 @click.option(
@@ -36,7 +42,30 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="GeoPackage (.gpkg), GeoParquet (.parquet), FlatGeobuf (.fgb) or GeoJSON (.geojson).",
+    multiple=True,
+    callback=_once,
+    help="GeoPackage (.gpkg), GeoParquet (.parquet), FlatGeobuf (.fgb), GeoJSON (.geojson) or COCO "
+    "JSON (.coco.json).",
+)
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Write the objects to this file too; may be given again.",
+)
+@click.option(
+    "--split-by",
+    type=click.Choice(["region", "grid"]),
+    help="One file per region, or per cell of a grid, and an index in place of the output.",
+)
+@click.option(
+    "--split-rows",
+    type=int,
+    default=1_000_000,
+    show_default=True,
+    metavar="N",
+    help="With --split-by grid: objects of a cell before it is cut into four.",
 )
 @click.option(
     "--model",

@@ -64,6 +64,8 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         f"{result.n_objects} objects in {result.seconds:.0f} s, "
         f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}{done}"
     )
+    for path in result.also:
+        click.echo(f"also: {path}")
 
 
 def _show_shard(result: RunResult) -> None:
@@ -78,6 +80,7 @@ def _show_shard(result: RunResult) -> None:
 def _as_dict(result: RunResult) -> dict[str, Any]:
     values: dict[str, Any] = {
         "output": str(result.output),
+        "also": [str(path) for path in result.also],
         "run_dir": str(result.run_dir),
         "objects": result.n_objects,
         "supertiles": result.supertiles,

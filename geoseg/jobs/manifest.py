@@ -15,6 +15,7 @@ from geoseg.config import DetectSettings
 from geoseg.jobs.events import redact
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan
+from geoseg.models.registry import find_card
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
@@ -22,7 +23,8 @@ HOW_ONLY = (
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
 OUTPUT_ONLY = (
-    "output", "regions", "grid", "counts", "rule", "regions_crs", "parent", "id_field",
+    "output", "also", "split_by", "split_rows",
+    "regions", "grid", "counts", "rule", "regions_crs", "parent", "id_field",
 )  # fmt: skip
 """Settings that decide where the objects go and how they are counted, not the objects."""
 
@@ -35,6 +37,9 @@ def plain_settings(settings: DetectSettings) -> dict[str, Any]:
             continue
         if isinstance(value, Path):
             out[name] = value.name
+        elif name == "also":
+            # where there are none, as if the setting did not exist
+            out |= {name: [path.name for path in value]} if value else {}
         elif name == "images":
             out[name] = [redact(image) for image in value]
         else:
@@ -97,6 +102,24 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
             for i in plan.images
         ],
     }
+
+
+def model_card(plan: RunPlan) -> dict[str, Any]:
+    """Return the card of the model, or what the user's own detector says of itself."""
+    if plan.detector.model is None:
+        return {**plan.about_model, "classes": list(plan.classes)}
+    return asdict(find_card(plan.settings.model))
+
+
+def credits_of(plan: RunPlan) -> str:
+    """Return whom a user of the output must name, and under which licences, as text."""
+    about = plan.about_model
+    lines = [f"Found by geoseg {geoseg.__version__} with the model {about['name']}."]
+    if about.get("licence"):
+        lines.append(f"Licence of the model: {about['licence']}.")
+    lines += [f"Credit: {credit}." for credit in about.get("credits", [])]
+    lines.append("The licence of the imagery applies to what was found in it, too.")
+    return "\n".join(lines)
 
 
 def about_supertiles(plan: RunPlan, summaries: Sequence[PartSummary]) -> dict[str, Any]:

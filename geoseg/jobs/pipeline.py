@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,18 +37,22 @@ from geoseg.jobs.manifest import (
     OUTPUT_ONLY,
     about_run,
     about_supertiles,
+    credits_of,
+    model_card,
     plain_settings,
     run_notes,
     worker_seconds,
 )
 from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import PartSummary
-from geoseg.jobs.plan import RunPlan, counts_path, plan_run
+from geoseg.jobs.plan import RunPlan, counts_path, counts_paths, plan_run
 from geoseg.jobs.probe import terms_of
 from geoseg.jobs.progress import Progress
 from geoseg.jobs.stop import Stop, stop_time
 from geoseg.objects.seams import SeamCounts, SeamReport
 from geoseg.outputs.counts import write_counts
+from geoseg.outputs.formats import suffix_of
+from geoseg.outputs.split import split_folder, write_split
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
 
 if TYPE_CHECKING:
@@ -88,6 +92,8 @@ class RunResult:
     """'i/n' where this was a share of a run: nothing is joined yet."""
     already_done: bool = False
     """Nothing was left to do: the run had finished and its output is as it left it."""
+    also: tuple[Path, ...] = ()
+    """Further files that were written, beside `output`."""
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
@@ -218,8 +224,8 @@ class _Job:
         coverage = coverage_table(plan, summaries)
         regions = count_in_regions(plan, run_dir.objects, summaries)
         done = kept is not None and self._output_kept()
-        if settings.output is not None and not done:
-            self._write(regions, coverage)
+        if _output_files(settings) and not done:
+            self._write(regions, coverage, self._documents(summaries, n_objects))
         self.peaks["output"] = peak_mb()
         result = RunResult(
             n_objects=n_objects,
@@ -236,6 +242,7 @@ class _Job:
             notes=run_notes(plan, n_objects, summaries),
             tiles_failed=_tiles_failed(summaries),
             already_done=done and work.n_before == plan.n_supertiles,
+            also=settings.also,
         )
         self._write_manifest(result, summaries, ran)
         return result
@@ -250,8 +257,8 @@ class _Job:
 
     def _output_kept(self) -> bool:
         """Tell whether the output is there as this run wrote it, from these objects."""
-        settings, manifest = self.plan.settings, self.run_dir.read_manifest() or {}
-        if settings.output is None:
+        manifest = self.run_dir.read_manifest() or {}
+        if not _output_files(self.plan.settings):
             return True
         noted = manifest.get("outputs") or {}
         return bool(noted) and noted == self._output_marks()
@@ -262,13 +269,30 @@ class _Job:
         made_from = _output_key(self.plan), file_mark(self.run_dir.objects)
         return {"files": marks, "made_from": digest(made_from)}
 
-    def _write(self, regions: gpd.GeoDataFrame | None, coverage: gpd.GeoDataFrame) -> None:
+    def _documents(self, summaries: list[PartSummary], n_objects: int) -> dict[str, Any]:
+        """Return what a GeoPackage carries about the run: as much of run.json as is known."""
+        run = {
+            **about_run(self.plan),
+            **about_supertiles(self.plan, summaries),
+            "objects": n_objects,
+            "notes": list(run_notes(self.plan, n_objects, summaries)),
+        }
+        return {"run": run, "model-card": model_card(self.plan), "credits": credits_of(self.plan)}
+
+    def _write(
+        self,
+        regions: gpd.GeoDataFrame | None,
+        coverage: gpd.GeoDataFrame,
+        documents: dict[str, Any],
+    ) -> None:
         """Write the output; the manifest knows before that it will be this run's own."""
         files = _output_files(self.plan.settings)
         self.run_dir.note(
             writing={"since_ns": time.time_ns(), "before": [file_mark(path) for path in files]}
         )
-        write_output(self.plan, self.run_dir.objects, regions, coverage, self.may_replace)
+        write_output(
+            self.plan, self.run_dir.objects, regions, coverage, self.may_replace, documents
+        )
         self.run_dir.note(outputs=self._output_marks(), writing=None)
 
     def _write_manifest(self, result: RunResult, summaries: list[PartSummary], ran: float) -> None:
@@ -375,13 +399,14 @@ def _run_dir(settings: DetectSettings) -> Path | None:
 
 def _output_files(settings: DetectSettings) -> list[Path]:
     """Return the files that a run writes for the user."""
-    if settings.output is None:
-        return []
-    output = settings.output.expanduser().absolute()
-    files = [output]
-    if settings.counting and output.suffix.lower() != ".gpkg":
-        files.append(counts_path(output))
-    return files + ([] if settings.counts is None else [settings.counts.expanduser().absolute()])
+    outputs = [path.expanduser().absolute() for path in settings.outputs]
+    files = [*outputs, *(counts_paths(outputs) if settings.counting else [])]
+    if settings.counts is not None:
+        files.append(settings.counts.expanduser().absolute())
+    if settings.split_by is not None:
+        for path in outputs:
+            files += sorted(p for p in split_folder(path).glob("*") if p.is_file())
+    return files
 
 
 def _own_output(settings: DetectSettings) -> bool:
@@ -400,13 +425,16 @@ def _own_output(settings: DetectSettings) -> bool:
         # it writes no output: there is nothing to replace
         return True
     manifest = RunDirectory(path).read_manifest() or {}
-    noted = {m["name"]: m for m in (manifest.get("outputs") or {}).get("files", []) if m}
+    noted = [m for m in (manifest.get("outputs") or {}).get("files", []) if m]
+    # of several outputs some may have one name, in different folders
+    names, marks = {m["name"] for m in noted}, {tuple(m.items()) for m in noted}
     writing = manifest.get("writing")
     for file in files:
         mark = file_mark(file)
-        if mark == noted.get(file.name) or (writing and _written_since(mark, writing)):
+        known = mark is not None and tuple(mark.items()) in marks
+        if known or (writing and _written_since(mark, writing)):
             continue
-        if file.name in noted:
+        if file.name in names:
             raise OutputError(
                 f"output {file} exists and was changed since this run wrote it; give --overwrite "
                 "to replace it, or another name"
@@ -441,6 +469,7 @@ def _output_key(plan: RunPlan) -> str:
         [str(path) for path in _output_files(settings)],
         None if settings.regions is None else file_mark(settings.regions),
         [settings.grid, settings.rule, settings.regions_crs, settings.parent, settings.id_field],
+        [settings.split_by, settings.split_rows],
     )
 
 
@@ -469,26 +498,40 @@ def write_output(
     regions: gpd.GeoDataFrame | None,
     coverage: gpd.GeoDataFrame,
     overwrite: bool,
+    documents: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the user's file: all layers in a GeoPackage, else objects, and regions beside."""
-    output = plan.settings.output
-    if regions is not None and plan.settings.counts is not None:
-        write_counts(plan.settings.counts, regions, overwrite=overwrite)
-    if output is None:
-        return
-    if output.suffix.lower() != ".gpkg":
-        write_objects(output, objects, {}, overwrite=overwrite)
-        if regions is not None:
-            write_table(counts_path(output), regions, layer="regions", overwrite=overwrite)
-        return
-    others = {} if regions is None else {"regions": regions}
-    others["coverage"] = coverage
+    """Write the user's files: all layers in a GeoPackage, else objects, and regions beside.
+
+    Each is what it would be alone: all are made from the same file of objects, one by one.
+    """
+    settings = plan.settings
+    if regions is not None and settings.counts is not None:
+        write_counts(settings.counts, regions, overwrite=overwrite)
     about = plan.about_model
-    metadata = {
-        "geoseg": geoseg.__version__,
-        "model": about["name"],
-        "licence": about.get("licence", ""),
-        "credits": "; ".join(about.get("credits", [])),
-        "images": ", ".join(Path(i.info.path).name for i in plan.images),
+    options: dict[str, Any] = {
+        "overwrite": overwrite,
+        "metadata": {
+            "geoseg": geoseg.__version__,
+            "model": about["name"],
+            "licence": about.get("licence", ""),
+            "credits": "; ".join(about.get("credits", [])),
+            "images": ", ".join(Path(i.info.path).name for i in plan.images),
+        },
+        "documents": documents,
+        "images": [image.info for image in plan.images],
+        "classes": plan.classes,
     }
-    write_objects(output, objects, others, overwrite=overwrite, metadata=metadata)
+    layers = {} if regions is None else {"regions": regions}
+    layers["coverage"] = coverage
+    for output in settings.outputs:
+        others = layers if suffix_of(output) == ".gpkg" else {}
+        if settings.split_by is None:
+            write_objects(output, objects, others, **options)
+        else:
+            write_split(
+                output, objects, settings.split_by, regions=regions, rows=settings.split_rows,
+                others=others, **options,
+            )  # fmt: skip
+        beside = counts_path(output)
+        if regions is not None and beside is not None:
+            write_table(beside, regions, layer="regions", overwrite=overwrite)

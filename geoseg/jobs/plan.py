@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import pickle
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,8 +36,10 @@ from geoseg.models.registry import find_card, find_model
 from geoseg.objects.cells import GridSpec
 from geoseg.objects.count import RegionCounter, polygonal
 from geoseg.outputs.counts import check_counts_output
+from geoseg.outputs.formats import COCO_SUFFIX, OBJECT_SUFFIXES, check_output, stem_of, suffix_of
 from geoseg.outputs.regions import calibration_from, read_regions
-from geoseg.outputs.tables import check_output, read_vector
+from geoseg.outputs.split import check_split
+from geoseg.outputs.tables import read_vector
 from geoseg.records import RasterInfo
 
 if TYPE_CHECKING:
@@ -134,15 +137,17 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
 
 def _check_paths(settings: DetectSettings) -> None:
     """Refuse an output that cannot be written or that would replace what the run reads."""
-    outputs = []
-    if settings.output is not None:
-        outputs.append(check_output(settings.output, settings.overwrite))
-        if settings.counting and settings.output.suffix.lower() != ".gpkg":
-            outputs.append(check_output(counts_path(settings.output), settings.overwrite))
+    check = check_written if settings.split_by is None else check_split
+    outputs = [check(path, settings.overwrite) for path in settings.outputs]
+    if settings.counting:
+        outputs += [
+            check_output(path, settings.overwrite) for path in counts_paths(settings.outputs)
+        ]
     if settings.counts is not None:
         outputs.append(check_counts_output(settings.counts, settings.overwrite))
-    if len(set(outputs)) < len(outputs):
-        raise OutputError(f"{outputs[-1]} would be written twice; give --counts another name")
+    for output in outputs:
+        if outputs.count(output) > 1:
+            raise OutputError(f"{output} would be written twice; give the outputs other names")
     for option, path in (("--regions", settings.regions), ("--aoi", settings.aoi)):
         for output in outputs:
             if path is not None and path.exists() and output.exists() and output.samefile(path):
@@ -268,9 +273,22 @@ def _crs(text: str) -> pyproj.CRS:
         ) from error
 
 
-def counts_path(output: Path) -> Path:
-    """Return where counts go beside an output that has no layers."""
-    return output.with_name(f"{output.stem}_regions{output.suffix}")
+def counts_path(output: Path) -> Path | None:
+    """Return where counts go beside an output that has no layers; None where it has, or no room."""
+    suffix = suffix_of(output)
+    if suffix in (".gpkg", COCO_SUFFIX):
+        return None
+    return output.with_name(f"{stem_of(output)}_regions{output.suffix}")
+
+
+def counts_paths(outputs: Sequence[Path]) -> list[Path]:
+    """Return where counts go beside outputs."""
+    return [path for path in map(counts_path, outputs) if path is not None]
+
+
+def check_written(path: Path, overwrite: bool) -> Path:
+    """Refuse a file for objects that could not be written; see `check_output`."""
+    return check_output(path, overwrite, suffixes=OBJECT_SUFFIXES)
 
 
 def part_key(plan: RunPlan, image: int, index: tuple[int, int]) -> str:

@@ -1,15 +1,23 @@
-"""Colours of classes, and the QML styles with which QGIS opens an output.
+"""Colours of classes, and the styles with which an output opens: QML for QGIS, SLD for others.
 
-QML is written as text, not by QGIS: names of classes and fields are data, so each is escaped.
+Both are written as text from one description: names of classes and fields are data, so each is
+escaped.
 """
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Sequence
-from xml.sax.saxutils import quoteattr
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from xml.sax.saxutils import escape, quoteattr
 
 import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+
+from geoseg.outputs.fields import describe_fields
 
 Colour = tuple[int, int, int]
 
@@ -31,6 +39,7 @@ STATUS_COLOURS: dict[str, Colour] = {
     "done": (90, 170, 90),
     "empty": (170, 200, 170),
     "nodata": (160, 160, 160),
+    "outside": (205, 205, 205),
     "failed": (210, 40, 40),
 }
 CHANGE_COLOURS: dict[str, Colour] = {
@@ -42,8 +51,97 @@ CHANGE_COLOURS: dict[str, Colour] = {
     "split": (40, 110, 240),
     "merged": (0, 180, 190),
 }
+SCORE_STEPS: tuple[tuple[float, float, Colour], ...] = (
+    (0.0, 0.5, (200, 30, 140)),
+    (0.5, 0.7, (235, 75, 80)),
+    (0.7, 0.85, (250, 140, 40)),
+    (0.85, 0.95, (250, 200, 50)),
+    (0.95, 1.0, (245, 250, 110)),
+)
+"""Fixed, so that pictures of two runs compare; brighter is surer, also to the colour-blind."""
+DENSITY_COLOURS: tuple[Colour, ...] = (
+    (255, 250, 205),
+    (185, 225, 160),
+    (95, 190, 165),
+    (45, 130, 170),
+    (35, 60, 135),
+)
+"""From few to many."""
+MAX_CLASSES = 60
+"""Objects of more classes are coloured by score: nobody tells so many colours apart."""
 _FILL_ALPHA = 70
+_REGION_ALPHA = 130
+_OTHER: Colour = (128, 128, 128)
 _HEADER = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+_PX_PER_MM = 96 / 25.4
+_SLD_HEAD = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<StyledLayerDescriptor version="1.1.0" '
+    'xmlns="http://www.opengis.net/sld" xmlns:se="http://www.opengis.net/se" '
+    'xmlns:ogc="http://www.opengis.net/ogc">'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """How a polygon is drawn."""
+
+    fill: tuple[int, int, int, int] | None
+    """Red, green, blue and opacity, 0 to 255; None: not filled."""
+    line: Colour
+    """Colour of the outline."""
+    width_mm: float = 0.46
+    """Width of the outline, mm."""
+    casing: Colour | None = None
+    """Colour of a wider line below the outline, by which it shows on any ground."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One row of a legend: what is drawn so."""
+
+    label: str
+    """What the legend says."""
+    symbol: Symbol
+    """How it is drawn."""
+    value: str | None = None
+    """The field's value; None, with no range either: all others."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a layer is drawn, for every program that can be told."""
+
+    steps: tuple[Step, ...]
+    """Rows of the legend; a single one without value and range: all alike."""
+    field: str | None = None
+    """Field that decides."""
+    label: tuple[str, ...] = ()
+    """Fields whose values are written on the map, one a line."""
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Headings by field."""
+
+    def to_qml(self) -> str:
+        """Return the style for QGIS."""
+        label = _expression(self.label)
+        body = _qml_renderer(self) + ("" if label is None else _labels(label))
+        return _document(body + _aliases(self.aliases), label)
+
+    def to_sld(self, name: str) -> str:
+        """Return the style as SLD 1.1 (GeoServer, MapServer, and QGIS too).
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer.
+        """
+        rules = "".join(_sld_rule(self.field, step) for step in self.steps)
+        return (
+            f"{_SLD_HEAD}<NamedLayer><se:Name>{_text(name)}</se:Name><UserStyle>"
+            f"<se:Name>{_text(name)}</se:Name><se:FeatureTypeStyle>{rules}{_sld_label(self.label)}"
+            "</se:FeatureTypeStyle></UserStyle></NamedLayer></StyledLayerDescriptor>"
+        )
 
 
 def class_colours(classes: Iterable[str]) -> dict[str, Colour]:
@@ -58,62 +156,141 @@ def class_colours(classes: Iterable[str]) -> dict[str, Colour]:
     return {name: _colour(i) for i, name in enumerate(names)}
 
 
-def style_objects(classes: Iterable[str], *, field: str = "class") -> str:
-    """Return QML for objects: outlined, lightly filled, one colour per class."""
-    colours = class_colours(classes)
-    return _categories(field, [(name, colour, _FILL_ALPHA) for name, colour in colours.items()])
+def style_objects(classes: Iterable[str], *, field: str = "class") -> Style:
+    """Return the style of objects: outlined, lightly filled, one colour per class."""
+    return _by_value(field, class_colours(classes), _FILL_ALPHA)
 
 
-def style_regions(expression: str | None) -> str:
-    """Return QML for regions: a dark line on a light one, labelled by a QGIS expression."""
-    layers = _fill(None, (255, 255, 255), 1.1) + _fill(None, (40, 40, 40), 0.5)
-    symbols = _symbol("0", layers)
-    renderer = f'<renderer-v2 type="singleSymbol" symbollevels="0">{symbols}</renderer-v2>'
-    return _document(renderer + ("" if expression is None else _labels(expression)), expression)
+def style_scores(field: str = "score") -> Style:
+    """Return the style of objects of one class: the surer, the brighter."""
+    steps = [
+        Step(f"{low:g} to {high:g}", Symbol((*colour, _FILL_ALPHA), colour), range=(low, high))
+        for low, high, colour in SCORE_STEPS
+    ]
+    return Style(tuple(steps), field)
 
 
-def style_coverage(field: str = "status") -> str:
-    """Return QML for coverage: one colour per state of a supertile."""
-    return _categories(field, [(name, colour, 40) for name, colour in STATUS_COLOURS.items()])
+def style_regions(
+    label: Sequence[str] = (), *, density: npt.ArrayLike = (), field: str = "density_km2"
+) -> Style:
+    """Return the style of regions: shaded by density, labelled by fields.
+
+    Parameters
+    ----------
+    label : sequence of str
+        Fields that are written on the map.
+    density : array-like
+        (n,) the values of ``field``, from which the steps are made; with fewer than two different
+        ones all regions look alike.
+    field : str
+        Field that decides the shade.
+    """
+    edges = _edges(np.asarray(density, np.float64))
+    outline = Symbol(None, (40, 40, 40), 0.5, casing=(255, 255, 255))
+    if len(edges) < 3:
+        return Style((Step("region", outline),), label=tuple(label))
+    picks = np.linspace(0, len(DENSITY_COLOURS) - 1, len(edges) - 1).round().astype(int)
+    steps = [
+        Step(
+            f"{low:,.7g} to {high:,.7g} per km²",
+            replace(outline, fill=(*DENSITY_COLOURS[pick], _REGION_ALPHA)),
+            range=(low, high),
+        )
+        for low, high, pick in zip(edges[:-1], edges[1:], picks.tolist(), strict=True)
+    ]
+    return Style(tuple(steps), field, tuple(label))
 
 
-def style_changes(field: str = "change") -> str:
-    """Return QML for changes between dates: one colour per kind."""
-    rows = [(name, colour, _FILL_ALPHA) for name, colour in CHANGE_COLOURS.items()]
-    return _categories(field, rows)
+def style_coverage(field: str = "status") -> Style:
+    """Return the style of coverage: one colour per state of a supertile."""
+    return _by_value(field, STATUS_COLOURS, 40)
 
 
-def default_styles(layers: dict[str, gpd.GeoDataFrame]) -> dict[str, str]:
-    """Return QML for the layers that we know: ``objects``, ``regions``, ``coverage``, ``changes``.
+def style_changes(field: str = "change") -> Style:
+    """Return the style of changes between dates: one colour per kind."""
+    return _by_value(field, CHANGE_COLOURS, _FILL_ALPHA)
 
-    The label of a region is the field in ``attrs['region_field']``, if there, above its count.
+
+def style_files() -> Style:
+    """Return the style of an index of files: outlines with name and count."""
+    outline = Symbol(None, (40, 40, 40), 0.5, casing=(255, 255, 255))
+    return Style((Step("file", outline),), label=("name", "objects"))
+
+
+def default_styles(layers: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Style]:
+    """Return styles for the layers that we know, by their names and fields.
+
+    ``objects`` (by class; by score where there is one class, or more than `MAX_CLASSES`),
+    ``regions`` (by density; labelled with the field in ``attrs['region_field']``, if there, and
+    the count), ``coverage`` (by status), ``changes`` (by kind) and ``files``.
     """
     styles = {}
     for name, table in layers.items():
-        if name == "objects" and "class" in table.columns:
-            styles[name] = style_objects(table["class"].astype(str).unique())
-        elif name == "regions":
-            styles[name] = style_regions(_region_label(table))
-        elif name == "coverage" and "status" in table.columns:
-            styles[name] = style_coverage()
-        elif name == "changes" and "change" in table.columns:
-            styles[name] = style_changes()
+        columns = [str(c) for c in table.columns]
+        style = _default_style(name, table, columns)
+        if style is not None:
+            aliases = {f.name: f.heading for f in describe_fields(name, columns)}
+            styles[name] = replace(style, aliases=aliases)
     return styles
 
 
-def _region_label(table: gpd.GeoDataFrame) -> str | None:
-    """Return the expression for name and count, with what there is of the two."""
-    fields = [table.attrs.get("region_field"), "count"]
-    quoted = [_identifier(f) for f in fields if f is not None and f in table.columns]
+def _default_style(name: str, table: gpd.GeoDataFrame, columns: list[str]) -> Style | None:
+    """Return the style of one layer, if it is one that we know."""
+    if name == "objects" and "class" in columns:
+        classes = table["class"].astype(str).unique()
+        several = 1 < len(classes) <= MAX_CLASSES
+        return style_objects(classes) if several or "score" not in columns else style_scores()
+    if name == "regions":
+        fields = [table.attrs.get("region_field"), "count"]
+        label = [f for f in fields if f is not None and f in columns]
+        return style_regions(label, density=table.get("density_km2", ()))
+    if name == "coverage" and "status" in columns:
+        return style_coverage()
+    if name == "changes" and "change" in columns:
+        return style_changes()
+    return style_files() if name == "files" else None
+
+
+def _by_value(field: str, colours: Mapping[str, Colour], alpha: int) -> Style:
+    """Return a style with one colour per value, and one for all others."""
+    steps = [Step(v, Symbol((*c, alpha), c), value=v) for v, c in colours.items()]
+    others = Step("other", Symbol((*_OTHER, _FILL_ALPHA), _OTHER))
+    return Style((*steps, others), field)
+
+
+def _edges(values: npt.NDArray[np.float64]) -> list[float]:
+    """Return the edges of up to five steps that hold about as many values each, rounded."""
+    finite = values[np.isfinite(values)]
+    if not len(finite) or finite.min() == finite.max():
+        return []
+    low, high = float(finite.min()), float(finite.max())
+    inner = {_rounded(v) for v in np.quantile(finite, np.linspace(0, 1, 6)[1:-1]).tolist()}
+    return [_rounded(low, -1), *sorted(v for v in inner if low < v < high), _rounded(high, 1)]
+
+
+def _rounded(value: float, direction: int = 0) -> float:
+    """Round to three digits: to the nearest, or down (-1) or up (1)."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    # a hair of tolerance: 0.3 / 0.1 is 2.9999999999999996
+    digits = round(value / unit, 9)
+    digits = [round(digits), math.ceil(digits), math.floor(digits)][direction]
+    return float(f"{digits * unit:.12g}")
+
+
+def _expression(fields: Sequence[str]) -> str | None:
+    """Return the QGIS expression that writes fields, one a line."""
+    quoted = ['"' + name.replace('"', '""') + '"' for name in fields]
     if len(quoted) < 2:
         return quoted[0] if quoted else None
     # concat, unlike ||, is not NULL where a region has no name
-    return f"concat({quoted[0]}, '\\n', {quoted[1]})"
+    return f"concat({', '.join(_between(quoted))})"
 
 
-def _identifier(name: str) -> str:
-    """Quote a field name for a QGIS expression."""
-    return '"' + name.replace('"', '""') + '"'
+def _between(quoted: Sequence[str]) -> list[str]:
+    """Put a new line between expressions."""
+    return [part for name in quoted for part in ("'\\n'", name)][1:]
 
 
 def _colour(i: int) -> Colour:
@@ -124,38 +301,42 @@ def _colour(i: int) -> Colour:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-def _categories(field: str, rows: Sequence[tuple[str, Colour, int]]) -> str:
-    """Return QML of a layer coloured by the values of a field, with one more for all others."""
-    everything = [*rows, ("", (128, 128, 128), _FILL_ALPHA)]
-    categories, symbols = [], []
-    for i, (value, colour, alpha) in enumerate(everything):
-        last = i == len(rows)
-        label = quoteattr("other" if last else value)
-        kind = "NULL" if last else "string"
-        categories.append(
-            f'<category value={quoteattr(value)} type="{kind}" symbol="{i}" label={label} '
-            'render="true"/>'
-        )
-        symbols.append(_symbol(str(i), _fill((*colour, alpha), colour, 0.46)))
-    renderer = (
-        f'<renderer-v2 type="categorizedSymbol" attr={quoteattr(field)} symbollevels="0" '
-        f'enableorderby="0"><categories>{"".join(categories)}</categories>'
-        f"<symbols>{_strip(symbols)}</symbols></renderer-v2>"
+def _qml_renderer(style: Style) -> str:
+    """Return what draws the layer in QGIS."""
+    symbols = "".join(
+        f'<symbol type="fill" name="{i}" alpha="1" clip_to_extent="1" force_rhr="0">'
+        f"{_qml_layers(step.symbol)}</symbol>"
+        for i, step in enumerate(style.steps)
     )
-    return _document(renderer, None)
-
-
-def _strip(symbols: Sequence[str]) -> str:
-    """Join symbols that each come in a list of their own."""
-    return "".join(s.removeprefix("<symbols>").removesuffix("</symbols>") for s in symbols)
-
-
-def _symbol(name: str, layers: str) -> str:
-    """Return a list of one fill symbol."""
+    symbols = f"<symbols>{symbols}</symbols>"
+    if style.field is None:
+        return f'<renderer-v2 type="singleSymbol" symbollevels="0">{symbols}</renderer-v2>'
+    ranged = style.steps[0].range is not None
+    kind, rows = ("graduatedSymbol", "ranges") if ranged else ("categorizedSymbol", "categories")
+    method = ' graduatedMethod="GraduatedColor"' if ranged else ""
+    body = "".join(_qml_row(i, step) for i, step in enumerate(style.steps))
     return (
-        f'<symbols><symbol type="fill" name="{name}" alpha="1" clip_to_extent="1" '
-        f'force_rhr="0">{layers}</symbol></symbols>'
+        f'<renderer-v2 type="{kind}" attr={_quoted(style.field)}{method} symbollevels="0" '
+        f'enableorderby="0"><{rows}>{body}</{rows}>{symbols}</renderer-v2>'
     )
+
+
+def _qml_row(i: int, step: Step) -> str:
+    """Return one row of a legend of QGIS."""
+    end = f'symbol="{i}" label={_quoted(step.label)} render="true"/>'
+    if step.range is not None:
+        low, high = step.range
+        return f'<range lower="{low!r}" upper="{high!r}" {end}'
+    kind = "NULL" if step.value is None else "string"
+    return f'<category value={_quoted(step.value or "")} type="{kind}" {end}'
+
+
+def _qml_layers(symbol: Symbol) -> str:
+    """Return the layers of a symbol of QGIS."""
+    casing = ""
+    if symbol.casing is not None:
+        casing = _fill(None, symbol.casing, 2 * symbol.width_mm + 0.1)
+    return casing + _fill(symbol.fill, symbol.line, symbol.width_mm)
 
 
 def _fill(fill: tuple[int, int, int, int] | None, line: Colour, width_mm: float) -> str:
@@ -182,7 +363,7 @@ def _labels(expression: str) -> str:
     """Return simple labelling by an expression, with a halo so that it reads on imagery."""
     return (
         '<labeling type="simple"><settings calloutType="simple">'
-        f'<text-style fieldName={quoteattr(expression)} isExpression="1" fontSize="10" '
+        f'<text-style fieldName={_quoted(expression)} isExpression="1" fontSize="10" '
         'fontSizeUnit="Point" fontWeight="75" textColor="30,30,30,255" textOpacity="1" '
         'multilineHeight="1">'
         '<text-buffer bufferDraw="1" bufferSize="1" bufferSizeUnits="MM" '
@@ -194,11 +375,103 @@ def _labels(expression: str) -> str:
     )
 
 
+def _aliases(aliases: Mapping[str, str]) -> str:
+    """Return the headings of fields for QGIS; older ones read them only here."""
+    if not aliases:
+        return ""
+    rows = "".join(
+        f'<alias index="{i}" field={_quoted(name)} name={_quoted(text)}/>'
+        for i, (name, text) in enumerate(aliases.items())
+    )
+    return f"<aliases>{rows}</aliases>"
+
+
 def _document(body: str, label: str | None) -> str:
-    """Wrap renderer and labelling into a QML document."""
+    """Wrap renderer, labelling and aliases into a QML document."""
     enabled = int(label is not None)
     return (
-        f'{_HEADER}<qgis version="3.28.0" styleCategories="Symbology|Labeling" '
+        f'{_HEADER}<qgis version="3.22.0" styleCategories="Symbology|Labeling|Fields" '
         f'labelsEnabled="{enabled}">{body}<blendMode>0</blendMode>'
         "<layerOpacity>1</layerOpacity></qgis>"
     )
+
+
+def _sld_rule(field: str | None, step: Step) -> str:
+    """Return one rule of an SLD."""
+    if field is None:
+        condition = ""
+    elif step.range is not None:
+        low, high = step.range
+        name = f"<ogc:PropertyName>{_text(field)}</ogc:PropertyName>"
+        condition = (
+            f"<ogc:Filter><ogc:PropertyIsBetween>{name}<ogc:LowerBoundary><ogc:Literal>{low!r}"
+            "</ogc:Literal></ogc:LowerBoundary><ogc:UpperBoundary><ogc:Literal>"
+            f"{high!r}</ogc:Literal></ogc:UpperBoundary></ogc:PropertyIsBetween></ogc:Filter>"
+        )
+    elif step.value is None:
+        condition = "<se:ElseFilter/>"
+    else:
+        condition = (
+            f"<ogc:Filter><ogc:PropertyIsEqualTo><ogc:PropertyName>{_text(field)}"
+            f"</ogc:PropertyName><ogc:Literal>{_text(step.value)}</ogc:Literal>"
+            "</ogc:PropertyIsEqualTo></ogc:Filter>"
+        )
+    label = _text(step.label)
+    return (
+        f"<se:Rule><se:Name>{label}</se:Name><se:Description><se:Title>{label}</se:Title>"
+        f"</se:Description>{condition}{_sld_symbol(step.symbol)}</se:Rule>"
+    )
+
+
+def _sld_symbol(symbol: Symbol) -> str:
+    """Return the symbolizers of a symbol."""
+    fill = ""
+    if symbol.fill is not None:
+        *colour, alpha = symbol.fill
+        fill = (
+            f'<se:Fill><se:SvgParameter name="fill">{_hex(colour)}</se:SvgParameter>'
+            f'<se:SvgParameter name="fill-opacity">{alpha / 255:.3f}</se:SvgParameter></se:Fill>'
+        )
+    lines = [(symbol.line, symbol.width_mm, fill)]
+    if symbol.casing is not None:
+        lines.insert(0, (symbol.casing, 2 * symbol.width_mm + 0.1, ""))
+    return "".join(
+        f'<se:PolygonSymbolizer>{inside}<se:Stroke><se:SvgParameter name="stroke">{_hex(line)}'
+        f'</se:SvgParameter><se:SvgParameter name="stroke-width">{width * _PX_PER_MM:.2f}'
+        "</se:SvgParameter></se:Stroke></se:PolygonSymbolizer>"
+        for line, width, inside in lines
+    )
+
+
+def _sld_label(fields: Sequence[str]) -> str:
+    """Return the rule that writes fields on the map."""
+    if not fields:
+        return ""
+    names = [f"<ogc:PropertyName>{_text(name)}</ogc:PropertyName>" for name in fields]
+    return (
+        f"<se:Rule><se:TextSymbolizer><se:Label>{' '.join(names)}</se:Label>"
+        '<se:Font><se:SvgParameter name="font-size">13</se:SvgParameter></se:Font>'
+        '<se:Halo><se:Radius>2</se:Radius><se:Fill><se:SvgParameter name="fill">#ffffff'
+        '</se:SvgParameter></se:Fill></se:Halo><se:Fill><se:SvgParameter name="fill">#1e1e1e'
+        "</se:SvgParameter></se:Fill></se:TextSymbolizer></se:Rule>"
+    )
+
+
+def _hex(colour: Sequence[int]) -> str:
+    """Return a colour as HTML writes it."""
+    return "#" + "".join(f"{v:02x}" for v in colour)
+
+
+def _legal(text: str) -> str:
+    """Return a text without the characters that no XML can hold."""
+    return "".join(c for c in text if c in "\t\n\r" or (c >= " " and c not in "\ufffe\uffff"))
+
+
+def _text(text: str) -> str:
+    """Return a text for between two tags."""
+    return escape(_legal(text))
+
+
+def _quoted(text: str) -> str:
+    """Return a text as the value of an attribute, with its quotes."""
+    return quoteattr(_legal(text))

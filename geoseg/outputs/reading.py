@@ -1,0 +1,122 @@
+"""Read the user's vector files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import shapely
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from geoseg.errors import RegionError
+from geoseg.outputs.publish import first_line
+
+_UNREADABLE = (DataSourceError, DataLayerError, OSError, ValueError)
+
+
+def read_vector(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    what: str = "regions",
+    where: str | None = None,
+) -> gpd.GeoDataFrame:
+    """Read polygons that a user gives us; the only place that reads vector files.
+
+    Parameters
+    ----------
+    path : str or Path
+        A vector file of any kind that GDAL reads, or GeoParquet.
+    layer : str, optional
+        Layer of the file; by default the only one with polygons, or the one called ``what``.
+    what : str
+        What the polygons are for: 'regions', 'AOI', 'truth', 'objects'; for messages.
+    where : str, optional
+        Keep only rows for which this holds: the WHERE clause of SQL, as in ``ogr2ogr -where``.
+
+    Returns
+    -------
+    GeoDataFrame
+        All wanted rows, with a CRS and at least one polygon.
+
+    Raises
+    ------
+    RegionError
+        If the file is missing or unreadable, the layer is not clear, or there are no features,
+        no polygons or no CRS; or ``where`` is no SQL, or the format has none (GeoParquet).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RegionError(f"{what} file {path} does not exist; check the path")
+    try:
+        table = _read_any(path, layer, what, where)
+    except _UNREADABLE as error:
+        raise RegionError(
+            f"{what} file {path} cannot be read as a vector layer ({first_line(error)}); "
+            "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
+        ) from error
+    if not isinstance(table, gpd.GeoDataFrame) or "geometry" not in table:
+        raise RegionError(f"{what} file {path} has no geometry; expected polygons")
+    if len(table) == 0 and what != "objects":
+        which = "" if where is None else f" where {where}"
+        raise RegionError(
+            f"{what} file {path} holds no features{which}; expected at least one polygon"
+        )
+    if table.crs is None or table.crs.name.lower().startswith("undefined"):
+        raise RegionError(
+            f"{what} file {path} has no CRS, so it is unknown where on earth its polygons lie; "
+            "set one, for example with: ogr2ogr -a_srs EPSG:CODE out.gpkg in.file"
+        )
+    kinds = shapely.get_type_id(table.geometry.to_numpy())
+    if len(table) and not np.isin(kinds, (3, 6, 7)).any():
+        found = ", ".join(sorted({str(k) for k in table.geom_type.dropna()})) or "no geometry"
+        raise RegionError(f"{what} file {path} holds no polygons, only: {found}")
+    return table
+
+
+def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gpd.GeoDataFrame:
+    """Read a layer with the library that its format needs."""
+    if path.suffix.lower() in {".parquet", ".geoparquet"}:
+        if where is not None:
+            raise RegionError(
+                f"{what} file {path} is GeoParquet, which takes no condition; "
+                "select the rows first, or give a GeoPackage"
+            )
+        return gpd.read_parquet(path)
+    name = _choose_layer(path, layer, what)
+    if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
+        # whatever its suffix says: it would read files and addresses that the user never named
+        raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
+    try:
+        return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
+    except _UNREADABLE as error:
+        if where is None:
+            raise
+        raise RegionError(
+            f"{what} file {path} cannot be read where {where} ({first_line(error)}); "
+            "expected a condition on its fields, such as: name = 'north' AND size > 10"
+        ) from error
+
+
+def _choose_layer(path: Path, layer: str | None, what: str) -> str:
+    """Return the layer to read; refuse to guess between several."""
+    kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path)}
+    listed = ", ".join(kinds)
+    if layer is not None:
+        if layer not in kinds:
+            raise RegionError(f"{what} file {path} has no layer '{layer}'; it has: {listed}")
+        return layer
+    # None: a table without geometry, such as layer_styles
+    spatial = [name for name, kind in kinds.items() if kind != "None"] or list(kinds)
+    if what in spatial:
+        return what
+    if len(spatial) > 1:
+        raise RegionError(
+            f"{what} file {path} has several layers ({listed}); say which one, "
+            "or save that one to a file of its own"
+        )
+    if not spatial:
+        raise RegionError(f"{what} file {path} has no layers; expected polygons")
+    return spatial[0]
