@@ -255,4 +255,5 @@ def _when(run_dir: Path) -> str:
             continue
     if not moments:
         return ""
-    return f"{moments[-1]:%-d %B %Y, %H:%M} UTC"
+    end = moments[-1]
+    return f"{end.day} {end:%B %Y, %H:%M} UTC"

@@ -72,7 +72,9 @@ def region_names(regions: gpd.GeoDataFrame) -> list[str]:
     """Return what to call the regions: their name field, or their number."""
     name = regions.attrs.get("region_field")
     values = regions[name] if name in regions.columns else range(1, len(regions) + 1)
-    return [str(value) for value in values]
+    # a region without a name is called by its place in the file
+    known = [None if _plain(value) is None else str(value) for value in values]
+    return [f"({i})" if value is None else value for i, value in enumerate(known, 1)]
 
 
 # -- the top ----------------------------------------------------------------------------------
@@ -116,6 +118,10 @@ def _problems(run: RunFacts) -> list[Html]:
     out = []
     failed = run.failed_supertiles
     if failed or run.failed_tiles:
+        again = (
+            "They are red on the map and listed under Tiles. The same command tries them again, "
+            "and only them."
+        )
         what = [
             _many(failed, "block of tiles", "blocks of tiles") if failed else "",
             _many(len(run.failed_tiles), "single tile") if run.failed_tiles else "",
@@ -124,9 +130,7 @@ def _problems(run: RunFacts) -> list[Html]:
             notice(
                 "bad",
                 f"{' and '.join(filter(None, what))} failed: objects there are missing.",
-                [
-                    "They are red on the map and listed under Tiles. The same command tries them again."
-                ],
+                [again],
             )
         )
     capped = run.capped
@@ -153,7 +157,8 @@ def _problems(run: RunFacts) -> list[Html]:
     out += [notice("info", n) for n in run.notes if not any(t in n for t in told)]
     out += [notice("info", note) for note in run.picture_notes]
     if not (failed or run.failed_tiles or capped):
-        out.append(notice("good", "No tile failed: every part of the imagery was worked through."))
+        said = "No tile failed: all of the imagery was worked through."
+        out.insert(0, Html(f'<p class="fine"><span aria-hidden="true">✓</span> {said}</p>'))
     return out
 
 
@@ -229,9 +234,9 @@ def _regions_table(regions: gpd.GeoDataFrame, outside: Any, total: Any) -> Html:
     fields = [c for c in regions.columns if c != regions.geometry.name]
     name_field = regions.attrs.get("region_field")
     fields = [c for c in fields if c != name_field]
-    # what was counted comes first, what the user's file says of a region after it
-    own = set(regions.attrs.get("own_fields", ()))
-    fields = [c for c in fields if c not in own] + [c for c in fields if c in own]
+    # what was counted comes first, then what the user's file says of a region
+    first = fields.index("count") if "count" in fields else 0
+    fields = fields[first:] + fields[:first]
     columns = [Column("region"), *(column_of(str(c), regions[c]) for c in fields)]
     values = [[_plain(v) for v in regions[c].tolist()] for c in fields]
     rows = [list(row) for row in zip(names, *values, strict=True)]

@@ -137,8 +137,9 @@ def map_html(data: MapData, *, title: str) -> Html:
         "numbers.</p></noscript></div>"
         '<div class="zoom" role="group" aria-label="Zoom">'
         '<button type="button" id="map-in" aria-label="Zoom in" title="Zoom in (+)">+</button>'
-        '<button type="button" id="map-out" aria-label="Zoom out" title="Zoom out (-)">&minus;</button>'
-        '<button type="button" id="map-home" aria-label="Show all" title="Show all (0)">⤢</button>'
+        '<button type="button" id="map-out" aria-label="Zoom out" title="Zoom out (-)">&minus;'
+        '</button><button type="button" id="map-home" aria-label="Show all" title="Show all (0)">⤢'
+        "</button>"
         f"</div>{_legend(swatches, has_regions=has_regions)}"
         '<div id="map-scale" class="scale" aria-hidden="true"><i></i><span></span></div></div>'
         f'<aside class="panel" aria-label="Selected on the map">{_controls(data, has_regions)}'
@@ -146,8 +147,8 @@ def map_html(data: MapData, *, title: str) -> Html:
         f'<p class="hint">Click {"a region or an object" if has_regions else "an object"} on '
         f"the map to see its numbers.</p></div>{_ranking(data)}</aside></div>"
         '<p id="map-keys" class="remark">Mouse or finger: drag to move, wheel or pinch to zoom, '
-        "click to select. Keyboard, with the map in focus: arrows move, + and &minus; zoom, 0 shows all, "
-        "Enter selects what is under the cross, N and P go from region to region.</p>"
+        "click to select. Keyboard, with the map in focus: arrows move, + and &minus; zoom, 0 "
+        "shows all, Enter selects what is under the cross, N and P go from region to region.</p>"
     )
 
 
@@ -192,7 +193,8 @@ def _legend(swatches: str, *, has_regions: bool) -> str:
         ramp = (
             '<div id="map-ramp"><span id="map-ramp-title">objects per km²</span>'
             '<svg width="140" height="10" aria-hidden="true"><defs><linearGradient id="ramp">'
-            f'{stops}</linearGradient></defs><rect width="140" height="10" rx="3" fill="url(#ramp)"/></svg>'
+            f"{stops}</linearGradient></defs>"
+            '<rect width="140" height="10" rx="3" fill="url(#ramp)"/></svg>'
             '<span class="ends"><span id="map-ramp-low"></span><span id="map-ramp-high"></span>'
             "</span></div>"
         )

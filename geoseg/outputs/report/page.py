@@ -242,10 +242,10 @@ def notice(kind: str, title: str, lines: Sequence[str] = ()) -> Html:
         More about it.
     """
     words = {"bad": "Problem", "warn": "Mind", "info": "Note", "good": "Good"}
-    more = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    more = "".join(f" {escape(line)}" for line in lines)
     return Html(
         f'<div class="notice {escape(kind)}" role="note"><p><b class="kind">{words[kind]}</b> '
-        f"<strong>{escape(title)}</strong></p>{more}</div>"
+        f"<strong>{escape(title)}</strong>{more}</p></div>"
     )
 
 

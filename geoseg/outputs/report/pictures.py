@@ -296,8 +296,9 @@ def _half(rgb: Pixels, valid: BoolArray) -> tuple[Pixels, BoolArray]:
     """Average blocks of 2 x 2; an odd last row or column is doubled."""
     height, width = valid.shape
     pad = (height % 2, width % 2)
-    rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
-    valid = np.pad(valid, ((0, pad[0]), (0, pad[1])), mode="edge")
+    if any(pad):
+        rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+        valid = np.pad(valid, ((0, pad[0]), (0, pad[1])), mode="edge")
     sums = np.zeros((rgb.shape[0] // 2, rgb.shape[1] // 2, 3), np.uint16)
     some = np.zeros(sums.shape[:2], bool)
     for row in (0, 1):
