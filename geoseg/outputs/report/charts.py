@@ -65,11 +65,7 @@ def histogram(
         f"{escape(label)}</text>"
         for at, label in ticks
     )
-    rows = [
-        (f"{number(edges[i])} {escape('to')} {number(edges[i + 1])}", n)
-        for i, n in enumerate(counts)
-        if n
-    ]
+    rows = [(f"{number(edges[i])} to {number(edges[i + 1])}", n) for i, n in enumerate(counts) if n]
     return Html(
         f"<figure><figcaption><strong>{escape(title)}</strong> <span>{escape(words)}</span>"
         f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '

@@ -178,7 +178,7 @@ def _figures(run: RunFacts, statistics: Statistics) -> Html:
             ("Searched area", f"{number(run.imaged_km2)} km²", _many(len(run.images), "image"))
         )
         density = statistics.n_objects / run.imaged_km2
-        items.append(("Density", number(density), "objects per km² searched"))
+        items.append(("Density", number(density), "per km² searched"))
     total = run.seconds.get("total")
     if total:
         speed = f"{number(run.imaged_km2 / total * 3600)} km² an hour" if run.imaged_km2 else ""
@@ -316,7 +316,7 @@ def _class_table(ranked: Sequence[tuple[str, ClassFigures]]) -> Html:
     ]  # fmt: skip
     rows = [
         [name, c.n, c.score / c.n, c.area_m2 / c.n, c.median_area_m2(), c.area_m2]
-        for name, c in ranked
+        for name, c in ranked[:MAX_ROWS]
     ]
     return table("Classes", columns, rows, key="classes-table", sortable=True)
 
@@ -327,7 +327,7 @@ def _scores(figures_: ClassFigures, colour: str) -> Html:
     counts = figures_.scores[first:last].tolist()
     edges = [i / SCORE_BINS for i in range(first, last + 1)]
     step = 5 if last - first > 12 else 1
-    ticks = [(float(i), f"{edges[i]:.2f}".rstrip("0")) for i in range(0, len(edges), step)]
+    ticks = [(float(i), f"{edges[i]:g}") for i in range(0, len(edges), step)]
     low, middle = (quantile_score(figures_.scores, s) for s in (0.1, 0.5))
     words = f"Half of the objects score above {middle:.2f}, nine of ten above {low:.2f}."
     return charts.histogram("Score", words, edges, counts, ticks, unit="score", colour=colour)
@@ -638,6 +638,8 @@ def settings_section(run: RunFacts) -> Html:
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 
 from geoseg.outputs.report.frame import Frame
 from geoseg.records import IntArray
 
+BYTES_PER_OBJECT = 45
+"""In base64, measured on 100,000 buildings of 8 corners."""
 MAX_OUTLINES = 150_000
 """More objects than this are shown as a density only: the file would get too large."""
 GRID_CELLS = 256
@@ -95,21 +98,25 @@ class OutlineEncoder:
 
     def add(self, table: gpd.GeoDataFrame) -> None:
         """Add some more objects, in order."""
-        shapes = self.frame.place(table.geometry.to_numpy())
+        shapes = table.geometry.to_numpy()
         names = table[self.kind_field].astype(str) if self.kind_field in table else None
         names = np.full(len(table), "object", object) if names is None else names.to_numpy()
-        kinds = np.array([self.kinds.setdefault(n, len(self.kinds)) for n in names], np.int64)
-        for name, n in zip(*np.unique(names.astype(str), return_counts=True), strict=True):
-            self.counts[str(name)] = self.counts.get(str(name), 0) + int(n)
+        codes, found = pd.factorize(names)
+        for name, n in zip(map(str, found), np.bincount(codes).tolist(), strict=True):
+            self.kinds.setdefault(name, len(self.kinds))
+            self.counts[name] = self.counts.get(name, 0) + n
+        kinds = np.array([self.kinds[str(name)] for name in found], np.int64)[codes]
         self.rows += len(table)
         self._add_to_grid(shapes)
         if self.outlines:
-            self._add_outlines(shapes)
+            self._add_outlines(self.frame.place(shapes))
             self._add_numbers(table, kinds)
 
     def _add_to_grid(self, shapes: npt.NDArray[np.object_]) -> None:
         xy = shapely.bounds(shapes)
-        centre = np.nan_to_num((xy[:, :2] + xy[:, 2:]) / 2)
+        frame = self.frame
+        centre = (xy[:, :2] + xy[:, 2:]) / 2 - (frame.left, frame.top)
+        centre = np.nan_to_num(centre * (frame.metres_x, -frame.metres_y))
         cells = np.floor(centre / self._cell).astype(np.int64)
         rows = np.clip(cells[:, 1], 0, self._grid.shape[0] - 1)
         columns = np.clip(cells[:, 0], 0, self._grid.shape[1] - 1)
@@ -141,7 +148,9 @@ class OutlineEncoder:
             "parts": _column(table, "n_parts", n),
         }
         for name, values in numbers.items():
-            self._columns[name].append(leb128(np.rint(np.maximum(values, 0)).astype(np.int64)))
+            # the script reads 32 bits
+            whole = np.rint(np.clip(values, 0, 2**32 - 1)).astype(np.int64)
+            self._columns[name].append(leb128(whole))
 
     def to_json(self) -> dict[str, Any]:
         """Return the columns, or the density, for the script."""

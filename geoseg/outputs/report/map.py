@@ -129,7 +129,7 @@ def map_html(data: MapData, *, title: str) -> Html:
         for kind in sorted(data.kinds(), key=lambda k: (-k["n"], k["name"]))[:12]
     )
     return Html(
-        '<div class="map-block"><div class="map-frame">'
+        '<div class="map-block"><div><div class="map-frame">'
         f'<div id="map" class="map" tabindex="0" role="application" aria-label="{escape(title)}" '
         'aria-describedby="map-keys"><canvas id="map-canvas" aria-hidden="true"></canvas>'
         '<div class="cross" aria-hidden="true"></div>'
@@ -140,8 +140,9 @@ def map_html(data: MapData, *, title: str) -> Html:
         '<button type="button" id="map-out" aria-label="Zoom out" title="Zoom out (-)">&minus;'
         '</button><button type="button" id="map-home" aria-label="Show all" title="Show all (0)">⤢'
         "</button>"
-        f"</div>{_legend(swatches, has_regions=has_regions)}"
-        '<div id="map-scale" class="scale" aria-hidden="true"><i></i><span></span></div></div>'
+        '</div><div id="map-scale" class="scale" aria-hidden="true"><i></i><span></span></div>'
+        "</div>"
+        f"{_legend(swatches + _lines(data), has_regions=has_regions)}</div>"
         f'<aside class="panel" aria-label="Selected on the map">{_controls(data, has_regions)}'
         '<div id="map-picked" class="picked" aria-live="polite">'
         f'<p class="hint">Click {"a region or an object" if has_regions else "an object"} on '
@@ -183,6 +184,19 @@ def _controls(data: MapData, has_regions: bool) -> str:
     return f"{shown}{colour}{go}"
 
 
+def _lines(data: MapData) -> str:
+    """Return what the lines of problem places mean."""
+    kinds = {problem.kind for problem in data.problems}
+    rows = (("failed", "#ff5a4d", "", "failed"), ("saturated", "#d9a800", "3 2", "full tile"))
+    return "".join(
+        f'<li><svg width="14" height="14" aria-hidden="true"><rect x="1" y="1" width="12" '
+        f'height="12" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        f"</svg> {name}</li>"
+        for kind, colour, dash, name in rows
+        if kind in kinds
+    )
+
+
 def _legend(swatches: str, *, has_regions: bool) -> str:
     ramp = ""
     if has_regions:
@@ -192,13 +206,16 @@ def _legend(swatches: str, *, has_regions: bool) -> str:
         )
         ramp = (
             '<div id="map-ramp"><span id="map-ramp-title">objects per km²</span>'
-            '<svg width="140" height="10" aria-hidden="true"><defs><linearGradient id="ramp">'
+            '<b id="map-ramp-low"></b><svg width="140" height="10" aria-hidden="true"><defs><linearGradient id="ramp">'
             f"{stops}</linearGradient></defs>"
             '<rect width="140" height="10" rx="3" fill="url(#ramp)"/></svg>'
-            '<span class="ends"><span id="map-ramp-low"></span><span id="map-ramp-high"></span>'
-            "</span></div>"
+            '<b id="map-ramp-high"></b></div>'
         )
-    return f'<div class="legend" id="map-legend">{ramp}<ul>{swatches}</ul></div>'
+    dense = (
+        '<p id="map-dense" hidden>Yellow to red squares: few to many objects. Zoom in to see each '
+        "of them.</p>"
+    )
+    return f'<div class="legend" id="map-legend">{ramp}<ul>{swatches}</ul>{dense}</div>'
 
 
 def _ranking(data: MapData) -> str:

@@ -83,14 +83,14 @@ function wholeNumbers(text) {
   const bytes = bytesOf(text);
   let n = 0;
   for (let i = 0; i < bytes.length; i++) n += bytes[i] < 128 ? 1 : 0;
-  const out = new Float64Array(n);
+  // 32 bits: encode.py sees to it
+  const out = new Uint32Array(n);
   for (let i = 0, at = 0; at < n; at++) {
-    let value = 0, scale = 1, byte;
-    do {
+    let byte = bytes[i++], value = byte & 127;
+    for (let shift = 7; byte > 127; shift += 7) {
       byte = bytes[i++];
-      value += (byte & 127) * scale;
-      scale *= 128;
-    } while (byte > 127);
+      value |= (byte & 127) << shift;
+    }
     out[at] = value;
   }
   return out;
@@ -103,10 +103,10 @@ function readObjects(coded) {
   const n = coded.n, points = steps.length / 2;
   const x = new Float64Array(points), y = new Float64Array(points);
   let px = 0, py = 0;
-  const signed = (v) => (v % 2 ? -(v + 1) / 2 : v / 2);
   for (let i = 0; i < points; i++) {
-    px += signed(steps[2 * i]);
-    py += signed(steps[2 * i + 1]);
+    const dx = steps[2 * i], dy = steps[2 * i + 1];
+    px += (dx >>> 1) ^ -(dx & 1);
+    py += (dy >>> 1) ^ -(dy & 1);
     x[i] = px * coded.step;
     y[i] = py * coded.step;
   }
@@ -186,7 +186,7 @@ function startMap(data) {
   const TOO_MANY = 30000, POINT_PX = 2.5;
   let chosen = { region: -1, object: -1 };
   let colourBy = byId("map-colour") ? byId("map-colour").value : "none";
-  let css = readColours(), ratio = 1, shownWidth = 0, shownHeight = 0, waiting = false, moved = false;
+  let css = readColours(), ratio = 1, shownWidth = 0, shownHeight = 0, waiting = false, moved = false, dense = false;
 
   function readColours() {
     const style = getComputedStyle(document.documentElement);
@@ -276,6 +276,7 @@ function startMap(data) {
   }
   function paint() {
     const begun = performance.now();
+    dense = false;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.fillStyle = css.map;
     context.fillRect(0, 0, canvas.width, canvas.height);
@@ -286,6 +287,7 @@ function startMap(data) {
     if (layers.regions) paintBorders();
     if (layers.problems) data.problems.forEach(paintProblem);
     paintChosen();
+    byId("map-dense").hidden = !dense;
     if (layers.regions) paintLabels();
     paintScale();
     element.dataset.view = [view.x, view.y, view.scale].map((v) => v.toPrecision(9)).join(" ");
@@ -482,6 +484,7 @@ function startMap(data) {
   }
   const heat = document.createElement("canvas");
   function paintHeat(counts, columns, rows, x, y, w, h) {
+    dense = true;
     let most = 1;
     for (const n of counts) if (n > most) most = n;
     heat.width = columns;
@@ -628,7 +631,7 @@ function startMap(data) {
       const row = rowOf(chosen.region);
       if (row) {
         const names = [...table.tHead.rows[0].cells].map((cell) => [...cell.querySelector("button").childNodes].map((n) => n.textContent.trim()).join(" ").trim());
-        box.append(pairs([...row.cells].map((cell, k) => [names[k], cell.textContent]).filter((_, k) => k > 0)));
+        box.append(pairs([...row.cells].map((cell, k) => [names[k], cell.textContent]).filter((_, k) => k > 1 || (k && row.cells[1].textContent !== big.firstChild.textContent))));
       }
       picked.append(box);
     }
@@ -741,6 +744,10 @@ function startMap(data) {
     moved = true;
     draw();
   });
+
+  // paper is white, whatever the screen is
+  addEventListener("beforeprint", () => { css = { ...readColours(), map: "#eeeeee" }; paint(); });
+  addEventListener("afterprint", () => { css = readColours(); paint(); });
 
   setRange();
   new ResizeObserver(() => { if (!matchMedia("print").matches) resize(); }).observe(element);

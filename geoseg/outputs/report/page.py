@@ -241,7 +241,7 @@ def notice(kind: str, title: str, lines: Sequence[str] = ()) -> Html:
     lines : sequence of str
         More about it.
     """
-    words = {"bad": "Problem", "warn": "Mind", "info": "Note", "good": "Good"}
+    words = {"bad": "Problem", "warn": "Attention", "info": "Note", "good": "Good"}
     more = "".join(f" {escape(line)}" for line in lines)
     return Html(
         f'<div class="notice {escape(kind)}" role="note"><p><b class="kind">{words[kind]}</b> '

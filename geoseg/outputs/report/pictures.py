@@ -35,6 +35,8 @@ BUDGET_BYTES = 8_000_000
 """Of all imagery of a map, in base64."""
 BYTES_PER_PX = 0.30
 """JPEG at `QUALITY` in base64, measured on a town at 30 cm; a third more for the coarser levels."""
+OVER = 1.2
+"""What imagery may exceed its budget by."""
 QUALITY = 68
 MAX_SIDE_PX = 8192
 """Of one image on the map: bounds the memory at 200 MB of pixels."""
@@ -152,7 +154,7 @@ def make_pyramids(
     notes : list of str
         Of those that could not.
     """
-    pyramids, notes = [], []
+    notes = []
     sizes = []
     for path in paths:
         try:
@@ -160,8 +162,7 @@ def make_pyramids(
             sizes.append((path, info.width * info.height, info.gsd_m, _reads_all(path)))
         except (SourceError, TileError) as error:
             notes.append(f"{path.name} cannot be shown: {error}")
-    gsd = _common_gsd([(n, g) for _, n, g, _ in sizes], budget_bytes / BYTES_PER_PX)
-    slow = 0
+    slow, quick = 0, []
     for path, n_px, own, reads_all in sizes:
         slow += n_px if reads_all else 0
         if slow > SLOW_PX and reads_all:
@@ -169,12 +170,30 @@ def make_pyramids(
                 f"{path.name} is not shown: it has no overviews, and reading all of it takes long; "
                 "make them with gdaladdo, then geoseg report"
             )
-            continue
-        try:
-            pyramids.append(_make_pyramid(path, frame, max(gsd / own, 1.0)))
-        except (SourceError, TileError) as error:
-            notes.append(f"{path.name} cannot be shown: {error}")
-    return _within(pyramids, budget_bytes), notes
+        else:
+            quick.append((path, n_px, own))
+    pyramids, unread = _at_best(quick, frame, budget_bytes)
+    return _within(pyramids, budget_bytes), [*notes, *unread]
+
+
+def _at_best(
+    images: Sequence[tuple[Path, int, float]], frame: Frame, budget_bytes: int
+) -> tuple[list[Pyramid], list[str]]:
+    """Make pyramids as fine as the budget allows; once more, coarser, if they pack badly."""
+    bytes_per_px = BYTES_PER_PX
+    while True:
+        gsd = _common_gsd([(n, g) for _, n, g in images], budget_bytes / bytes_per_px)
+        pyramids, notes = [], []
+        for path, _, own in images:
+            try:
+                pyramids.append(_make_pyramid(path, frame, max(gsd / own, 1.0)))
+            except (SourceError, TileError) as error:
+                notes.append(f"{path.name} cannot be shown: {error}")
+        over = sum(p.n_bytes for p in pyramids) / budget_bytes
+        # the second time it is near enough
+        if over <= OVER or bytes_per_px > BYTES_PER_PX:
+            return pyramids, notes
+        bytes_per_px *= over
 
 
 def _reads_all(path: Path) -> bool:
@@ -203,8 +222,7 @@ def _common_gsd(images: Sequence[tuple[int, float]], budget_px: float) -> float:
 def _within(pyramids: list[Pyramid], budget_bytes: int) -> list[Pyramid]:
     """Drop the finest level of the largest pyramids until all fit: some imagery packs badly."""
     pyramids = list(pyramids)
-    # a fifth over is no harm
-    while sum(p.n_bytes for p in pyramids) > 1.2 * budget_bytes:
+    while sum(p.n_bytes for p in pyramids) > OVER * budget_bytes:
         largest = max(range(len(pyramids)), key=lambda i: pyramids[i].n_bytes)
         if len(pyramids[largest].levels) == 1:
             break

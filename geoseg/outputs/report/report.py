@@ -17,11 +17,17 @@ from geoseg.errors import GeosegError
 from geoseg.imagery.georef import polygons_to_crs, reproject_polygons
 from geoseg.imagery.grid import TileGrid
 from geoseg.outputs.report import content
-from geoseg.outputs.report.encode import OutlineEncoder
+from geoseg.outputs.report.encode import BYTES_PER_OBJECT, MAX_OUTLINES, OutlineEncoder
 from geoseg.outputs.report.frame import Bounds, Frame, all_bounds
 from geoseg.outputs.report.map import MapData, Problem, map_html
 from geoseg.outputs.report.page import Html, Section, join, paragraph, write_page
-from geoseg.outputs.report.pictures import Crop, crop, find_pictures, make_pyramids
+from geoseg.outputs.report.pictures import (
+    BUDGET_BYTES,
+    Crop,
+    crop,
+    find_pictures,
+    make_pyramids,
+)
 from geoseg.outputs.report.run import RunFacts
 from geoseg.outputs.report.statistics import Statistics, centre
 from geoseg.outputs.tables import check_output, describe_objects, iter_objects
@@ -60,7 +66,10 @@ def write_report(path: str | Path, run: RunFacts, *, overwrite: bool = False) ->
     )
     homes = _homes(run, info.crs)
     frame = Frame.around(info.crs, all_bounds([info.bounds, *(b for _, b in homes)]))
-    pyramids, unread = make_pyramids(list(found.values()), frame)
+    # what outlines take is not there for imagery
+    outlines = info.rows * BYTES_PER_OBJECT if info.rows <= MAX_OUTLINES else 0
+    budget = max(BUDGET_BYTES - outlines, BUDGET_BYTES // 4)
+    pyramids, unread = make_pyramids(list(found.values()), frame, budget)
     run = replace(run, picture_notes=(*run.picture_notes, *_few(missing), *_few(unread)))
     steps = [float(i.get("working_gsd_m") or 0.2) for i in run.images]
     encoder = OutlineEncoder(frame, info.rows, float(np.median(steps)) if steps else 0.2)

@@ -17,6 +17,7 @@ AREA_STEPS = 8
 """Bins of area in a factor of ten."""
 AREA_LOW, AREA_HIGH = -2, 8
 """Powers of ten, m2, between which areas are counted; beyond goes to the last bins."""
+AREA_BINS = (AREA_HIGH - AREA_LOW) * AREA_STEPS
 EXAMPLES = 6
 EXAMPLE_KINDS = {
     "unsure": "Lowest scores",
@@ -34,12 +35,10 @@ class ClassFigures:
     area_m2: float = 0.0
     score: float = 0.0
     scores: IntArray = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
-    areas: IntArray = field(
-        default_factory=lambda: np.zeros((AREA_HIGH - AREA_LOW) * AREA_STEPS, np.int64)
-    )
+    areas: IntArray = field(default_factory=lambda: np.zeros(AREA_BINS, np.int64))
 
     def median_area_m2(self) -> float | None:
-        """Return the median, to the width of a bin; None without objects."""
+        """Return the median, to a part of a bin; None without objects."""
         return quantile_area(self.areas, 0.5)
 
 
@@ -61,14 +60,23 @@ class Statistics:
         codes, names = pd.factorize(table["class"].astype(str), sort=True)
         scores = table["score"].to_numpy(np.float64)
         areas = table["area_m2"].to_numpy(np.float64)
-        for code, name in enumerate(names):
-            mine = codes == code
-            figures = self.classes.setdefault(str(name), ClassFigures())
-            figures.n += int(mine.sum())
-            figures.area_m2 += float(areas[mine].sum())
-            figures.score += float(scores[mine].sum())
-            figures.scores += _binned(scores[mine] * SCORE_BINS, SCORE_BINS)
-            figures.areas += _binned(area_place(areas[mine]), len(figures.areas))
+        n = len(names)
+        per_class = zip(
+            map(str, names),
+            np.bincount(codes, minlength=n).tolist(),
+            np.bincount(codes, weights=areas, minlength=n).tolist(),
+            np.bincount(codes, weights=scores, minlength=n).tolist(),
+            _binned(codes, scores * SCORE_BINS, (n, SCORE_BINS)),
+            _binned(codes, area_place(areas), (n, AREA_BINS)),
+            strict=True,
+        )
+        for name, count, area, score, of_score, of_area in per_class:
+            figures = self.classes.setdefault(name, ClassFigures())
+            figures.n += count
+            figures.area_m2 += area
+            figures.score += score
+            figures.scores += of_score
+            figures.areas += of_area
         self._keep(table)
 
     def _keep(self, table: gpd.GeoDataFrame) -> None:
@@ -106,20 +114,25 @@ def area_edge(place: float) -> float:
 
 
 def quantile_area(bins: IntArray, share: float) -> float | None:
-    """Return the area that a share of the objects stays under, to the width of a bin."""
-    total = int(bins.sum())
-    if not total:
-        return None
-    place = int(np.searchsorted(np.cumsum(bins), share * total))
-    return area_edge(place + 0.5)
+    """Return the area that a share of the objects stays under, to a part of a bin."""
+    place = _quantile(bins, share)
+    return None if place is None else area_edge(place)
 
 
 def quantile_score(bins: IntArray, share: float) -> float | None:
-    """Return the score that a share of the objects stays under, to the width of a bin."""
-    total = int(bins.sum())
-    if not total:
+    """Return the score that a share of the objects stays under, to a part of a bin."""
+    place = _quantile(bins, share)
+    return None if place is None else place / SCORE_BINS
+
+
+def _quantile(bins: IntArray, share: float) -> float | None:
+    """Return the place below which a share lies, as if it were spread evenly in each bin."""
+    ends = np.cumsum(bins)
+    wanted = share * int(ends[-1])
+    if not ends[-1]:
         return None
-    return (int(np.searchsorted(np.cumsum(bins), share * total)) + 0.5) / SCORE_BINS
+    last = int(np.searchsorted(ends, wanted))
+    return last + (wanted - int(ends[last] - bins[last])) / int(bins[last])
 
 
 def used(bins: IntArray) -> tuple[int, int]:
@@ -128,11 +141,13 @@ def used(bins: IntArray) -> tuple[int, int]:
     return (0, len(bins)) if not len(filled) else (int(filled[0]), int(filled[-1]) + 1)
 
 
-def _binned(places: np.ndarray, n: int) -> IntArray:
-    """Count places in bins 0..n-1; what is beyond goes to the last ones."""
-    known = places[~np.isnan(places)]
-    bins = np.clip(np.floor(np.clip(known, 0, n - 1)), 0, n - 1).astype(np.int64)
-    return np.bincount(bins, minlength=n).astype(np.int64)
+def _binned(codes: np.ndarray, places: np.ndarray, shape: tuple[int, int]) -> IntArray:
+    """Count places in bins, a row for each code; what is beyond goes to the last ones."""
+    rows, n = shape
+    known = ~np.isnan(places)
+    bins = np.clip(np.floor(places[known]), 0, n - 1).astype(np.int64)
+    cells = np.bincount(codes[known] * n + bins, minlength=rows * n)
+    return cells.reshape(rows, n).astype(np.int64)
 
 
 def centre(shape: shapely.Geometry) -> tuple[float, float]:
