@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
 from pathlib import Path
 
 import geopandas as gpd
@@ -14,6 +14,7 @@ from affine import Affine
 from pages import HOSTILE, NORTH, UTM, WEST, make_facts, make_objects, make_regions
 
 from geoseg.outputs.report import write_report
+from geoseg.outputs.tables import read_vector
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -21,6 +22,8 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 NAMES = ["north", "centre", "south"]
+SHARED = Path(os.environ.get("GEOSEG_SHARED", Path(__file__).parents[2] / "shared"))
+DATA = SHARED / "data" / "buildings"
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,13 @@ def visit(chromium):
     """Return a function that opens a file; whatever it logs or asks for fails the test."""
     contexts, told = [], []
 
-    def go(path: Path, **options):
+    def go(path: Path, *, timed: bool = False, **options):
         context = chromium.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
         page = context.new_page()
+        if timed:
+            client = context.new_cdp_session(page)
+            client.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.on("console", lambda message: told.append(message.text))
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("dialog", lambda dialog: told.append("dialog"))
@@ -58,6 +64,10 @@ def visit(chromium):
         )
         page.goto(path.as_uri())
         page.wait_for_function("document.getElementById('map').dataset.view")
+        if timed:
+            # of the page's own thread: on a busy machine the clock says nothing of the page
+            metrics = client.send("Performance.getMetrics")["metrics"]
+            page.seconds = next(m["value"] for m in metrics if m["name"] == "TaskDuration")
         return page
 
     yield go
@@ -97,13 +107,8 @@ def first_column(page, table: str) -> list[str]:
 
 
 def test_it_opens_from_disk_quickly_and_draws_the_imagery(visit, page_file):
-    begun = time.perf_counter()
-    page = visit(page_file)
-    seconds = (
-        page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000
-    )
-    assert seconds < 2
-    assert time.perf_counter() - begun < 20
+    page = visit(page_file, timed=True)
+    assert page.seconds < 2
     assert page.locator("#map").get_attribute("data-drawn") == "400"
     page.wait_for_timeout(200)
     colours = page.evaluate(
@@ -392,3 +397,42 @@ def test_many_objects_are_drawn_at_a_pace_that_one_can_pan_at(visit, tmp_path, m
     view(page)
     drawn = int(page.locator("#map").get_attribute("data-drawn"))
     assert 0 < drawn < n / 4
+
+
+@pytest.mark.skipif(not (DATA / "ortho" / "banepa.tif").is_file(), reason=f"no imagery at {DATA}")
+def test_a_whole_town_opens_at_once_and_tells_the_count_of_a_region(visit, tmp_path, make_raster):
+    image = DATA / "ortho" / "banepa.tif"
+    truth = read_vector(DATA / "buildings.geojson", what="objects")
+    truth = truth[truth["image"] == "banepa.tif"].reset_index(drop=True).to_crs(3857)
+    objects = gpd.GeoDataFrame(
+        {
+            "object_id": np.arange(1, len(truth) + 1),
+            "uid": [f"{i:016x}" for i in range(len(truth))],
+            "class": "building",
+            "score": 0.9,
+            "area_m2": truth["area_m2"],
+            "perimeter_m": 0.0,
+            "n_parts": 1,
+            "touches_edge": False,
+            "image": "banepa.tif",
+        },
+        geometry=truth.geometry,
+        crs=3857,
+    )
+    regions = read_vector(DATA / "regions_banepa.geojson")
+    run = make_facts(tmp_path, make_raster)(images=[image], objects=objects, regions=regions)
+    path = write_report(tmp_path / "report.html", run)
+    assert 2e6 < path.stat().st_size < 15e6
+    page = visit(path, timed=True)
+    assert page.seconds < 2
+    shown = page.evaluate("JSON.parse(document.getElementById('map-data').textContent)")
+    assert max(shown["images"][0]["size"]) > 4000
+    assert len(shown["regions"]) == 12
+    # the first thing that one sees: each region with its count
+    ranked = page.locator(".ranking button")
+    counts = dict(zip(run.regions["region"], run.regions["count"], strict=True))
+    for row in ranked.all():
+        name, count = row.inner_text().split()
+        assert int(count.replace(",", "")) == counts.pop(name)
+    assert not counts
+    assert ranked.last.bounding_box()["y"] < 2 * 900

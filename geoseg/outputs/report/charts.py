@@ -86,10 +86,8 @@ def _levels(most: int, high: float) -> list[tuple[float, str]]:
     """Return heights and labels of the lines behind the bars."""
     if most <= 0:
         return [(_TOP + high, "0")]
-    return [
-        (_TOP + high * (1 - share), f"{round(most * share):,}")
-        for share in ((0, 0.5, 1) if most > 1 else (0, 1))
-    ]
+    # whole numbers, each where it belongs
+    return [(_TOP + high * (1 - n / most), f"{n:,}") for n in sorted({0, most // 2, most})]
 
 
 def bars(

@@ -452,13 +452,13 @@ def seams_section(seams: Mapping[str, Any]) -> Html:
              False: ("warn", "A larger overlap would be better."),
              None: ("info", "There is too little to judge the overlap by.")}  # fmt: skip
     kind, title = kinds[enough]
-    verdict = str(seams.get("verdict", ""))
+    verdict, share = str(seams.get("verdict", "")), seams.get("band_share")
+    band = "" if share is None else f" ({percent(share)} of the ground is in such a band)"
     parts = [
         paragraph(
             "The imagery was looked at in tiles. Neighbouring tiles share a band of ground "
-            f"{seams.get('overlap_px')} pixels wide ({percent(seams.get('band_share'))} of the "
-            "ground is in such a band), so that an object at the edge of one tile is whole in the "
-            "next. There two tiles saw the same ground, and here is how well they agree."
+            f"{seams.get('overlap_px')} pixels wide{band}, so that an object at "
+            "the edge of one tile is whole in the next. There two tiles saw the same ground, and here is how well they agree."
         ),
         notice(kind, title, [verdict[:1].upper() + verdict[1:] + "."] if verdict else []),
         Html(
@@ -626,11 +626,11 @@ def settings_section(run: RunFacts) -> Html:
     more = f": the first {_LISTED} of {len(run.images):,}" if len(run.images) > _LISTED else ""
     settings = [(k, _setting(v)) for k, v in sorted(run.settings.items()) if k != "images"]
     versions = [("geoseg", run.version), ("Python", run.python), *sorted(run.packages.items())]
+    named = (("Settings", settings), ("Versions", [(k, v) for k, v in versions if v]))
     return join(
         [
             table(f"Images{more}", columns, rows, sortable=len(rows) > 5),
-            Html(f"<h3>Settings</h3>{facts(settings)}"),
-            Html(f"<h3>Versions</h3>{facts([(k, v) for k, v in versions if v])}"),
+            *(Html(f"<h3>{name}</h3>{facts(items)}") for name, items in named if items),
         ]
     )
 

@@ -206,8 +206,8 @@ def _legend(swatches: str, *, has_regions: bool) -> str:
         )
         ramp = (
             '<div id="map-ramp"><span id="map-ramp-title">objects per km²</span>'
-            '<b id="map-ramp-low"></b><svg width="140" height="10" aria-hidden="true"><defs><linearGradient id="ramp">'
-            f"{stops}</linearGradient></defs>"
+            '<b id="map-ramp-low"></b><svg width="140" height="10" aria-hidden="true">'
+            f'<defs><linearGradient id="ramp">{stops}</linearGradient></defs>'
             '<rect width="140" height="10" rx="3" fill="url(#ramp)"/></svg>'
             '<b id="map-ramp-high"></b></div>'
         )
