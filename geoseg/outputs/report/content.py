@@ -457,8 +457,9 @@ def seams_section(seams: Mapping[str, Any]) -> Html:
     parts = [
         paragraph(
             "The imagery was looked at in tiles. Neighbouring tiles share a band of ground "
-            f"{seams.get('overlap_px')} pixels wide{band}, so that an object at "
-            "the edge of one tile is whole in the next. There two tiles saw the same ground, and here is how well they agree."
+            f"{seams.get('overlap_px')} pixels wide{band}, so that an object at the edge of one "
+            "tile is whole in the next. There two tiles saw the same ground, and here is how well "
+            "they agree."
         ),
         notice(kind, title, [verdict[:1].upper() + verdict[1:] + "."] if verdict else []),
         Html(

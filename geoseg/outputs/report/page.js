@@ -183,7 +183,7 @@ function startMap(data) {
   const regions = data.regions;
   const layers = { images: true, regions: true, objects: true, problems: true };
   const view = { x: width / 2, y: height / 2, scale: 1 };
-  const TOO_MANY = 30000, POINT_PX = 2.5;
+  const TOO_MANY = 30000, MANY = 6000, POINT_PX = 2.5;
   let chosen = { region: -1, object: -1 };
   let colourBy = byId("map-colour") ? byId("map-colour").value : "none";
   let css = readColours(), ratio = 1, shownWidth = 0, shownHeight = 0, waiting = false, moved = false, dense = false;
@@ -440,9 +440,11 @@ function startMap(data) {
     query(x0, y0, x1, y1, (i) => inView.push(i));
     if (inView.length > TOO_MANY) return paintDensity(inView);
     const box = objects.box, small = data.kinds.map(() => []), full = data.kinds.map(() => []);
+    // thousands of small ones are boxes: their corners cannot be seen, and take time
+    const least = inView.length > MANY ? 3 * POINT_PX : POINT_PX;
     for (const i of inView) {
       const size = Math.max(box[4 * i + 2] - box[4 * i], box[4 * i + 3] - box[4 * i + 1]) * view.scale;
-      (size < POINT_PX ? small : full)[objects.kind[i]].push(i);
+      (size < least ? small : full)[objects.kind[i]].push(i);
     }
     data.kinds.forEach((_, kind) => {
       context.fillStyle = colours[kind];
@@ -454,16 +456,18 @@ function startMap(data) {
     return inView.length;
   }
   function paintOutlines(rows, colour) {
+    // of thousands at a time lines would hide what they are around
+    const filled = rows.length > MANY;
     context.lineWidth = Math.min(Math.max(view.scale * 0.35, 0.9), 2.2);
     context.lineJoin = "round";
     context.strokeStyle = colour;
-    context.fillStyle = colour + "38";
+    context.fillStyle = colour + (filled ? "c0" : "38");
     // few at a time: one path of all is slow to fill
     for (let first = 0; first < rows.length; first += 64) {
       context.beginPath();
       for (let k = first; k < Math.min(first + 64, rows.length); k++) addOutline(rows[k]);
       context.fill("evenodd");
-      context.stroke();
+      if (!filled) context.stroke();
     }
   }
   function addOutline(i) {
