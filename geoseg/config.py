@@ -106,6 +106,8 @@ class DetectSettings:
     """'region' or 'grid': write one file per region or cell, and an index in place of `output`."""
     split_rows: int = 1_000_000
     """Objects that a cell of the grid may hold before it is cut into four."""
+    report: bool = True
+    """Write report.html into the run directory at the end."""
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -66,6 +66,8 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     )
     for path in result.also:
         click.echo(f"also: {path}")
+    if result.report is not None:
+        click.echo(f"report: {result.report}")
 
 
 def _show_shard(result: RunResult) -> None:
@@ -82,6 +84,7 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
         "output": str(result.output),
         "also": [str(path) for path in result.also],
         "run_dir": str(result.run_dir),
+        "report": None if result.report is None else str(result.report),
         "objects": result.n_objects,
         "supertiles": result.supertiles,
         "tiles_failed": result.tiles_failed,

@@ -19,7 +19,7 @@ from geoseg.models.registry import find_card
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
-    "insecure_cluster", "resource", "shard", "notify", "run_dir",
+    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report",
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
 OUTPUT_ONLY = (
