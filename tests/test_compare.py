@@ -12,7 +12,8 @@ import shapely.affinity
 
 from geoseg.cli.main import main
 from geoseg.errors import ConfigError, RegionError
-from geoseg.objects.compare import KINDS, compare, tracks
+from geoseg.objects.compare import KINDS, compare
+from geoseg.objects.tracks import tracks
 
 UTM = "EPSG:32645"
 
@@ -169,14 +170,16 @@ def test_things_are_followed_through_three_dates():
     first = table([box(0, 10), box(20, 10)], "a")
     second = table([box(0, 10), box(20, 4.8), box(25, 5)], "b")
     third = table([box(0, 16), box(40, 10)], "c")
-    found = tracks([first, second, third], tolerance_m=0)
+    found = tracks([first, second, third], tolerance_m=0).table
     history = {
         thing: [(r.date, r.uid, r.change) for r in rows.itertuples()]
         for thing, rows in found.groupby("thing_id")
     }
     assert history == {
         "a0": [(0, "a0", "appeared"), (1, "b0", "kept"), (2, "c0", "grown")],
-        "a1": [(0, "a1", "appeared"), (1, "b1", "split"), (1, "b2", "split")],
+        # the larger piece inherits the name
+        "a1": [(0, "a1", "appeared"), (1, "b2", "split"), (2, "", "gone")],
+        "b1": [(1, "b1", "split"), (2, "", "gone")],
         "c1": [(2, "c1", "appeared")],
     }
 

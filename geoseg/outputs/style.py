@@ -41,6 +41,7 @@ CHANGE_COLOURS: dict[str, Colour] = {
     "gone": (225, 50, 45),
     "split": (40, 110, 240),
     "merged": (0, 180, 190),
+    "not comparable": (90, 90, 90),
 }
 _FILL_ALPHA = 70
 _HEADER = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
