@@ -25,7 +25,7 @@ def command(context: click.Context, job: Path, overwrite: bool, as_json: bool) -
     if settings.output is None:
         raise click.UsageError(f'{job} names no output; add output = "objects.gpkg" to [detect]')
     settings = replace(settings, overwrite=settings.overwrite or overwrite)
-    with show_end(context), show_progress() as progress:
+    with show_end(context), show_progress(as_json=as_json) as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)
     context.exit(result.exit_code)
