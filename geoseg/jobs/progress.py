@@ -76,6 +76,8 @@ class RunState:
     """Known when the run has ended."""
     begun: float | None = None
     stage_begun: float = 0.0
+    _here: set[str] = field(default_factory=set)
+    """Addresses of workers that came and did not go."""
     _recent: deque[tuple[float, int, float]] = field(default_factory=deque)
     """(time, supertiles, km2) after each of the last supertiles."""
 
@@ -100,8 +102,10 @@ class RunState:
             self.total_km2 = float(event.get("km2", 0.0))
         elif name == "stage":
             self.stage, self.stage_begun = str(event["stage"]), self.clock()
-        elif name in ("worker came", "worker lost") and self.workers is not None:
-            self.workers = max(0, self.workers + (1 if name == "worker came" else -1))
+        elif name in ("worker came", "worker lost"):
+            # those that were there from the beginning come too, once the driver looks around
+            self._here ^= {str(event.get("worker"))}
+            self.workers = len(self._here)
         elif name == "finished":
             self.objects = int(event.get("objects", 0))
         elif name.startswith("supertile ") and name != "supertile failed":
