@@ -93,7 +93,13 @@ def test_stages_problems_and_workers():
     assert state.left_s == pytest.approx(100_000 * OBJECTS_PER_FOUND * FINISH_S)
     now[0] += 10
     assert state.left_s == pytest.approx(100_000 * OBJECTS_PER_FOUND * FINISH_S - 10)
-    for event, worker in (("came", "a"), ("came", "b"), ("lost", "b"), ("came", "c"), ("lost", "a")):
+    for event, worker in (
+        ("came", "a"),
+        ("came", "b"),
+        ("lost", "b"),
+        ("came", "c"),
+        ("lost", "a"),
+    ):
         state.tell({"event": f"worker {event}", "worker": worker})
     for event in ("retried", "tile failed"):
         state.tell({"event": event})
@@ -150,7 +156,9 @@ def test_plain_lines_in_a_file(image, tmp_path):
     assert "\x1b" not in err
     last = [line for line in err.splitlines() if "of 9 supertiles" in line]
     assert len(last) == 1
-    assert re.match(r"9 of 9 supertiles, 36 tiles, [\d,]+ detections, [\d.,]+ km2/h, 1 worker", last[0])
+    assert re.match(
+        r"9 of 9 supertiles, 36 tiles, [\d,]+ detections, [\d.,]+ km2/h, 1 worker", last[0]
+    )
 
 
 def test_events_for_machines(image, scene, tmp_path):
@@ -172,7 +180,9 @@ def test_events_for_machines(image, scene, tmp_path):
     kept = events_of(tmp_path / "o.gpkg")
     assert [e for e in told if e["event"] not in ("log", "progress")] == kept
     ground = sum(e.get("km2", 0) for e in kept if e["event"].startswith("supertile "))
-    assert ground == pytest.approx(next(e["km2"] for e in kept if e["event"] == "started"), rel=1e-3)
+    assert ground == pytest.approx(
+        next(e["km2"] for e in kept if e["event"] == "started"), rel=1e-3
+    )
 
 
 # In a terminal
