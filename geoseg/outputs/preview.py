@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 import tempfile
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,31 +31,22 @@ from geoseg.imagery.read import read_view, stretch
 from geoseg.imagery.source import describe_raster
 from geoseg.objects.count import count
 from geoseg.objects.vectorize import vectorize
+from geoseg.outputs.lettering import ink_of, place_of, print_ink, write_text
 from geoseg.outputs.style import REGION_COLOUR, TRUTH_COLOUR, Colour, class_colours
 from geoseg.records import DoubleArray, GeometryArray, Instances, Tile
 
 Pixels = npt.NDArray[np.uint8]
+"""(H, W, 3) red, green, blue."""
 Labels: TypeAlias = Literal["auto", "all", "none"]
 
 FILL_ALPHA = 0.22
 _SAMPLES = 3
 _BAND_ROWS = 256
+_ROOM = 0.85
+# ^ a label has room where it takes this share of its object's width and height
+_LARGEST_ZOOM = 4
 _SMALL_PX = 12.0
 # ^ where the median object is smaller than this, outlines get thinner so that they stay apart
-_GLYPHS = {
-    # 5 x 7 dots, a row each in hexadecimal pairs, highest of five bits on the left
-    " ": "00000000000000", "0": "0E11131519110E", "1": "040C040404040E", "2": "0E11010204081F",
-    "3": "1F02040201110E", "4": "02060A121F0202", "5": "1F101E0101110E", "6": "0608101E11110E",
-    "7": "1F010204080808", "8": "0E11110E11110E", "9": "0E11110F01020C", "A": "0E11111F111111",
-    "B": "1E11111E11111E", "C": "0E11101010110E", "D": "1C12111111121C", "E": "1F10101E10101F",
-    "F": "1F10101E101010", "G": "0E11101711110F", "H": "1111111F111111", "I": "0E04040404040E",
-    "J": "0702020202120C", "K": "11121418141211", "L": "1010101010101F", "M": "111B1515111111",
-    "N": "11111915131111", "O": "0E11111111110E", "P": "1E11111E101010", "Q": "0E11111115120D",
-    "R": "1E11111E141211", "S": "0F10100E01011E", "T": "1F040404040404", "U": "1111111111110E",
-    "V": "11111111110A04", "W": "1111111515150A", "X": "11110A040A1111", "Y": "1111110A040404",
-    "Z": "1F01020408101F", "-": "0000001F000000", ".": "00000000000C0C", ":": "000C0C000C0C00",
-    "_": "0000000000001F", "/": "00010204081000", "%": "18190204081303", "?": "0E110102040004",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +120,8 @@ def preview_image(
 ) -> Path:
     """Read imagery at the size of a picture, draw objects over it and write a PNG.
 
-    Overviews are used where there are any, so a picture of a whole raster costs little.
+    Overviews are used where there are any, so a picture of a whole raster costs little. A small
+    part is enlarged, up to four times.
 
     Parameters
     ----------
@@ -172,6 +163,7 @@ def preview_image(
     if region is not None:
         bounds = region_bounds(counted, region, info.crs_wkt)
     pixels, transform, _ = read_view(image, bounds, max_px, window=window)
+    pixels, transform = _enlarge(pixels, transform, max_px)
     drawn = draw_objects(
         pixels, transform, info.crs_wkt, objects, truth=truth, regions=counted, labels=labels
     )
@@ -359,8 +351,16 @@ def draw_objects(
             _add_legend(picture, colours)
     scale = max(1, round(min(shape) / 500))
     for text, x, y in texts:
-        _write_text(picture, text, (x, y), scale)
+        write_text(picture, text, (x, y), scale)
     return picture
+
+
+def _enlarge(pixels: Pixels, transform: Affine, max_px: int) -> tuple[Pixels, Affine]:
+    """Repeat the pixels of a small part, so that outlines and text on it can be told apart."""
+    zoom = min(_LARGEST_ZOOM, max_px // max(pixels.shape[:2]))
+    if zoom <= 1:
+        return pixels, transform
+    return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), transform @ Affine.scale(1 / zoom)
 
 
 def shrink(pixels: Pixels, transform: Affine, max_px: int) -> tuple[Pixels, Affine]:
@@ -583,17 +583,17 @@ def _label_objects(
     for row in np.argsort(-np.asarray(rank, np.float64), kind="stable").tolist():
         if not texts[row]:
             continue
-        ink = _ink(texts[row], scale)
+        ink = ink_of(texts[row], scale)
         x0, y0, x1, y1 = bounds[row]
-        room = ink.shape[1] <= 1.6 * (x1 - x0) and ink.shape[0] <= y1 - y0
+        room = ink.shape[1] <= _ROOM * (x1 - x0) and ink.shape[0] <= _ROOM * (y1 - y0)
         if labels == "auto" and not room:
             continue
         centre = (x0 + x1) / 2, (y0 + y1) / 2
-        here = _plate(picture, ink, centre)
+        here = place_of(picture, ink, centre)
         if labels == "auto" and taken[here].any():
             continue
         taken[here] = True
-        _print(picture, ink, here)
+        print_ink(picture, ink, here)
 
 
 def _add_legend(picture: Pixels, colours: dict[str, Colour]) -> None:
@@ -601,11 +601,11 @@ def _add_legend(picture: Pixels, colours: dict[str, Colour]) -> None:
     scale = max(1, round(min(picture.shape[:2]) / 700))
     top, left = 4 * scale, 4 * scale
     for name, colour in colours.items():
-        ink = _ink(f"  {name[:20]}", scale)
+        ink = ink_of(f"  {name[:20]}", scale)
         here = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
         if top + ink.shape[0] > picture.shape[0] or left + ink.shape[1] > picture.shape[1]:
             return
-        _print(picture, ink, here)
+        print_ink(picture, ink, here)
         patch = picture[here][2 * scale : -2 * scale, 2 * scale : 9 * scale]
         patch[:] = colour
         top += ink.shape[0]
@@ -621,7 +621,7 @@ def _add_scale_bar(picture: Pixels, metres_per_px: float) -> None:
     length = max(step * power for step in (1, 2, 5) if step * power <= longest)
     scale = max(1, round(min(height, width) / 700))
     text = f"{length:g} m" if length < 1000 else f"{length / 1000:g} km"
-    ink = _ink(text, scale)
+    ink = ink_of(text, scale)
     long_px, thick = round(length / metres_per_px), 2 * scale
     tall = ink.shape[0] + thick + 3 * scale
     wide = max(long_px, ink.shape[1]) + 4 * scale
@@ -633,39 +633,3 @@ def _add_scale_bar(picture: Pixels, metres_per_px: float) -> None:
     plate[ink.shape[0] + scale : ink.shape[0] + scale + thick, 2 * scale : 2 * scale + long_px] = (
         255
     )
-
-
-def _write_text(picture: Pixels, text: str, centre: tuple[float, float], scale: int) -> None:
-    """Write white capitals on a dark plate, in place, centred, kept inside the picture."""
-    ink = _ink(text, scale)
-    _print(picture, ink, _plate(picture, ink, centre))
-
-
-def _ink(text: str, scale: int) -> npt.NDArray[np.bool_]:
-    """Return a text as dots, with a margin; accents are left off, unknown signs become '?'."""
-    dots = [np.zeros((7, 1), bool)]
-    plain = unicodedata.normalize("NFKD", text.upper())
-    for letter in plain:
-        if unicodedata.combining(letter):
-            continue
-        rows = bytes.fromhex(_GLYPHS.get(letter, _GLYPHS["?"]))
-        glyph = np.unpackbits(np.frombuffer(rows, np.uint8)[:, None], axis=1)[:, 3:].astype(bool)
-        dots += [glyph, np.zeros((7, 1), bool)]
-    return np.pad(np.hstack(dots), 1).repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _plate(
-    picture: Pixels, ink: npt.NDArray[np.bool_], centre: tuple[float, float]
-) -> tuple[slice, slice]:
-    """Return where a text goes: centred, but inside the picture."""
-    height, width = picture.shape[:2]
-    top = int(np.clip(centre[1] - ink.shape[0] / 2, 0, max(0, height - ink.shape[0])))
-    left = int(np.clip(centre[0] - ink.shape[1] / 2, 0, max(0, width - ink.shape[1])))
-    return slice(top, top + ink.shape[0]), slice(left, left + ink.shape[1])
-
-
-def _print(picture: Pixels, ink: npt.NDArray[np.bool_], here: tuple[slice, slice]) -> None:
-    """Darken a plate and write on it in white."""
-    plate = picture[here]
-    plate[:] = plate // 4
-    plate[ink[: plate.shape[0], : plate.shape[1]]] = 255
