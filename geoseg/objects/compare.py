@@ -53,6 +53,12 @@ HALF = 0.5
 PIECE_SHARE = 0.1
 """... and each at least this share of it: less is something that stands on its ground."""
 
+SIGMAS = 2.5
+"""Growth must stand this many deviations of outlines out of what chance draws ..."""
+
+ENOUGH_OUTLINES = 20
+"""... where at least so many things tell how far outlines of one thing lie apart."""
+
 LIKE_SIZED = 0.7
 """What shares too little ground is still one thing if this near in size and `slack_m` in place."""
 
@@ -76,6 +82,9 @@ class CompareSettings:
     """What a single object may lie off after that, where it is too small to overlap itself."""
     growth: float = 0.2
     """Share by which the area must change for grown or shrunk."""
+    outline_m: float | None = None
+    """Deviation of outlines of one thing from date to date, metres; growth that this explains is
+    none. None: as most things of these dates show."""
     by_class: bool = True
     """Only objects of one class can be the same thing."""
     edge_m: float = 2.0
@@ -88,6 +97,8 @@ class CompareSettings:
             value = getattr(self, name)
             if not 0 <= value <= high:
                 raise ConfigError(f"{name} is {value}; expected 0 to {high} metres")
+        if self.outline_m is not None and not 0 <= self.outline_m <= 100:
+            raise ConfigError(f"outline_m is {self.outline_m}; expected 0 to 100 metres, or None")
         if not 0 < self.growth < 10:
             raise ConfigError(f"growth is {self.growth}; expected a share above 0, such as 0.2")
         if not 0 <= self.min_score <= 1:
@@ -114,6 +125,9 @@ class Comparison:
     """Median distance of the centres of things that are one on one, after the shift, metres."""
     area_ratio: float = float("nan")
     """Median of later to earlier area of things that are one on one."""
+    outline_m: float = 0.0
+    """How far outlines of one thing lie apart between the dates by chance, one deviation, metres:
+    grown and shrunk are beyond three of these."""
     notes: tuple[str, ...] = field(default=())
     """What the user should know."""
 
@@ -171,6 +185,8 @@ class Matched:
     """(g,) why, where that is not plain."""
     iou: DoubleArray
     """(g,) best overlap."""
+    outline_m: float
+    """As in `Comparison`."""
 
 
 def compare(
@@ -333,11 +349,32 @@ def match_dates(early: ObjectsOfDate, late: ObjectsOfDate, how: CompareSettings)
     own = group[:n].astype(np.int64), group[n:].astype(np.int64)
     iou = np.zeros(things)
     np.maximum.at(iou, own[0][pairs.early], pairs.iou)
-    change, note = _what_became(early, late, own, things, how)
+    outline_m = _apart(early, late, pairs, own) if how.outline_m is None else how.outline_m
+    change, note = _what_became(early, late, own, things, replace(how, outline_m=outline_m))
     strong = _strong(early, late, own, things, how.min_score)
     number = np.where(strong, np.cumsum(strong) - 1, -1)
     own = number[own[0]], number[own[1]]
-    return Matched(early, late, shift, own, change[strong], note[strong], iou[strong])
+    return Matched(early, late, shift, own, change[strong], note[strong], iou[strong], outline_m)
+
+
+def _apart(
+    early: ObjectsOfDate, late: ObjectsOfDate, pairs: Pairs, own: tuple[IntArray, IntArray]
+) -> float:
+    """Return how far outlines of one thing lie apart between the dates, one deviation, metres.
+
+    What an area changes by, per metre of outline, among things that are one on one: most of them
+    stand as they stood. A median does not see the few that did not.
+    """
+    things = int(max((g.max(initial=-1) for g in own), default=-1)) + 1
+    numbers = [np.bincount(g, minlength=things) for g in own]
+    single = ((numbers[0] == 1) & (numbers[1] == 1))[own[0][pairs.early]]
+    if np.count_nonzero(single) < ENOUGH_OUTLINES:
+        return 0.0
+    old, new = early.polygons[pairs.early[single]], late.polygons[pairs.late[single]]
+    length = (shapely.length(old) + shapely.length(new)) / 2
+    step = (shapely.area(new) - shapely.area(old)) / length
+    # of a normal distribution half lies within 0.6745 deviations
+    return float(np.median(np.abs(step - np.median(step))) / 0.6745)
 
 
 def _labels(
@@ -465,6 +502,11 @@ def _what_became(
         np.bincount(g, shapely.area(date.polygons), minlength=things)
         for g, date in zip(own, (early, late), strict=True)
     )
+    lengths = [
+        np.bincount(g, shapely.length(date.polygons), minlength=things)
+        for g, date in zip(own, (early, late), strict=True)
+    ]
+    chance = SIGMAS * (how.outline_m or 0.0) * (lengths[0] + lengths[1]) / 2
     cut, unseen = _at_the_edge(early, late, own, things, how.edge_m)
     one_date = (n_old == 0) | (n_new == 0)
     sized = cut | unseen
@@ -476,8 +518,8 @@ def _what_became(
             (n_old != n_new) & sized,
             n_new > n_old,
             n_old > n_new,
-            (new > old * (1 + how.growth)) & ~sized,
-            (new * (1 + how.growth) < old) & ~sized,
+            (new > old * (1 + how.growth)) & (new - old > chance) & ~sized,
+            (new * (1 + how.growth) < old) & (old - new > chance) & ~sized,
         ],
         [NOT_COMPARABLE, "appeared", "gone", NOT_COMPARABLE, "split", "merged", "grown", "shrunk"],
         "kept",
@@ -553,6 +595,7 @@ def compared(matched: Matched, plane: pyproj.CRS, crs: Any, *, by_class: bool = 
         shift.matched,
         round(apart, 3),
         round(ratio, 4),
+        round(matched.outline_m, 3),
         _notes(matched, ratio),
     )
 
