@@ -88,6 +88,8 @@ class DetectSettings:
     """'i/n': run only this share of the supertiles, without joining or writing the output."""
     notify: str | None = None
     """Command to run at the end."""
+    report: bool = True
+    """Write report.html into the run directory at the end."""
 
     def __post_init__(self) -> None:
         if not self.images:

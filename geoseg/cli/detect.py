@@ -103,6 +103,14 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
     "--shard", metavar="I/N", help="Run only this share; without --shard the command then joins."
 )
 @click.option("--notify", metavar="COMMAND", help="Run this at the end; see docs/faults.md.")
+@click.option(
+    "--no-report",
+    "report",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Leave the page report.html out of the run directory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:

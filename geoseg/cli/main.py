@@ -17,6 +17,7 @@ VERBS = {
     "detect": "Find objects in images and write them as polygons.",
     "count": "Count objects per region.",
     "run": "Run a job file (TOML).",
+    "report": "Make the page of a finished run: map, counts, examples, what failed.",
     "preview": "Draw objects over imagery, as a PNG.",
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
     "check": "Find broken and unfit images before the night.",

@@ -58,6 +58,8 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         f"{result.n_objects} objects in {result.seconds:.0f} s, "
         f"largest process {result.peak_mb / 1000:.2f} GB: {result.output}{done}"
     )
+    if result.report is not None:
+        click.echo(f"report: {result.report}")
 
 
 def _show_shard(result: RunResult) -> None:
@@ -73,6 +75,7 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
     values: dict[str, Any] = {
         "output": str(result.output),
         "run_dir": str(result.run_dir),
+        "report": None if result.report is None else str(result.report),
         "objects": result.n_objects,
         "supertiles": result.supertiles,
         "tiles_failed": result.tiles_failed,

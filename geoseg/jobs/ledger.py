@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 MANIFEST = "run.json"
+REPORTED = ("report.html", "regions.parquet", "coverage.parquet")
+"""The page of a run, and the tables that it is made from."""
 SHARD_WAIT_S = 20.0
 """Shards that start at the same time wait for each other to look at the directory."""
 KEPT = ("outputs", "writing", "objects_file", "joined_seams")
@@ -96,7 +98,7 @@ class RunDirectory:
         ours: tuple[str, ...] = ("lock*", "owner*.json", "stop", "token", EVENTS, f".{MANIFEST}.*")
         if (self.path / MANIFEST).is_file():
             # a manifest that a power cut spoilt
-            ours += (MANIFEST, "parts", "tiles", "joins", "objects.parquet")
+            ours += (MANIFEST, "parts", "tiles", "joins", "objects.parquet", *REPORTED)
         if manifest is None and any(
             not any(entry.match(name) for name in ours) for entry in self.path.iterdir()
         ):
@@ -119,6 +121,8 @@ class RunDirectory:
         # without a manifest nobody knows whose parts lie there: they are named by their key
         if manifest and not same and not shared:
             shutil.rmtree(self.parts, ignore_errors=True)
+            for stale in REPORTED:
+                (self.path / stale).unlink(missing_ok=True)
         self.parts.mkdir(parents=True, exist_ok=True)
         if not shared:
             for left in self.parts.glob(".*"):

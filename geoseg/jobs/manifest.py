@@ -18,7 +18,7 @@ from geoseg.jobs.plan import RunPlan
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
-    "insecure_cluster", "resource", "shard", "notify", "run_dir",
+    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report",
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
 

@@ -45,6 +45,7 @@ from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan, counts_path, plan_run
 from geoseg.jobs.probe import terms_of
 from geoseg.jobs.progress import COUNTING, JOINING, WRITING, Progress, Watcher
+from geoseg.jobs.report import REPORT, report_at_end
 from geoseg.jobs.stop import Stop, stop_time
 from geoseg.objects.seams import SeamCounts, SeamReport
 from geoseg.outputs.tables import empty_objects, iter_objects, write_objects, write_table
@@ -86,6 +87,8 @@ class RunResult:
     """'i/n' where this was a share of a run: nothing is joined yet."""
     already_done: bool = False
     """Nothing was left to do: the run had finished and its output is as it left it."""
+    report: Path | None = None
+    """The page of the run; None where none was wanted or could be made."""
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
@@ -250,7 +253,18 @@ class _Job:
             already_done=done and work.n_before == plan.n_supertiles,
         )
         self._write_manifest(result, summaries, ran)
-        return result
+        return replace(result, report=self._report(result, summaries))
+
+    def _report(self, result: RunResult, summaries: list[PartSummary]) -> Path | None:
+        """Write the page of the run, which costs the run nothing if it fails."""
+        if result.run_dir is None or not self.plan.settings.report:
+            return None
+        page = self.run_dir.path / REPORT
+        if result.already_done and page.is_file():
+            return page
+        return report_at_end(
+            self.plan, self.run_dir.path, result.regions, result.coverage, summaries
+        )
 
     def _objects_kept(self, key: str) -> tuple[int, SeamCounts] | None:
         """Return rows and seams of the objects file, if it holds what a join would give now."""
