@@ -27,6 +27,7 @@ _PATH = click.Path(path_type=Path)
     help="GeoPackage with a layer 'changes' (and 'regions', 'tracks', 'things'); other formats "
     "hold the changes alone.",
 )
+@click.option("--report", type=_PATH, help="A page with map, counts and pictures (.html).")
 @click.option("--regions", type=_PATH, help="Count changes per polygon.")
 @click.option("--before-image", type=_PATH, help="Imagery of the first date.")
 @click.option("--after-image", type=_PATH, help="Imagery of the last date.")
@@ -71,6 +72,7 @@ def command(
     *,
     dates: tuple[Path, ...],
     output: Path | None,
+    report: Path | None,
     regions: Path | None,
     before_image: Path | None,
     after_image: Path | None,
@@ -92,13 +94,15 @@ def command(
     shift that all objects have in common is estimated and taken out. Of more than two dates each
     is compared with the one before, and things are followed through all of them.
     """
-    from geoseg.jobs.changes import compare_files, write_changes
+    from geoseg.jobs.changes import compare_files, write_change_report, write_changes
     from geoseg.outputs.tables import check_output
 
     if len(dates) < 2:
         raise click.UsageError("one file given; expected the objects of two or more dates")
     if output is not None:
         output = check_output(output, overwrite)
+    if report is not None:
+        report = check_output(report, overwrite, suffixes=(".html", ".htm"))
     images: list[Path | None] = [None] * len(dates)
     images[0], images[-1] = before_image, after_image
     found = compare_files(
@@ -114,12 +118,15 @@ def command(
     )
     if output is not None:
         write_changes(output, found, overwrite=overwrite)
+    if report is not None:
+        write_change_report(report, found, overwrite=overwrite)
     if as_json:
         show_json(_as_dict(found))
         return
     _show(found)
-    if output is not None:
-        click.echo(str(output))
+    for path in (output, report):
+        if path is not None:
+            click.echo(str(path))
 
 
 def _figures(step: Comparison) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def _show_shift(step: Comparison) -> None:
     east, north = step.shift_m
     if step.matched:
         click.echo(
-            f"the second date lies {east:+.2f} m east and {north:+.2f} m north of the first "
+            f"the later date lies {east:+.2f} m east and {north:+.2f} m north of the first "
             f"({step.matched} pairs agree on it); taken out, what is left is "
             f"{step.residual_m:.2f} m in the median"
         )

@@ -24,6 +24,7 @@ from geoseg.imagery.source import describe_raster
 from geoseg.jobs.parts import finished_part
 from geoseg.objects.compare import KINDS, Comparison, compare, count_changes
 from geoseg.objects.tracks import Tracks, tracks
+from geoseg.outputs.change_page import ChangeStep, write_change_page
 from geoseg.outputs.tables import read_vector, write_geopackage, write_table
 
 SEEN_STATES = ("done", "empty")
@@ -141,6 +142,25 @@ def write_changes(path: Path, found: Changes, *, overwrite: bool = False) -> Pat
     return write_geopackage(path, layers, overwrite=overwrite, metadata=metadata)
 
 
+def write_change_report(path: Path, found: Changes, *, overwrite: bool = False) -> Path:
+    """Write the page of what changed; see `geoseg.outputs.change_page`."""
+    steps = [
+        ChangeStep(
+            before=before.path.name,
+            after=after.path.name,
+            found=step,
+            regions=found.regions[k] if found.regions else None,
+            before_image=before.image,
+            after_image=after.image,
+        )
+        for k, (step, (before, after)) in enumerate(
+            zip(found.steps, pairwise(found.dates), strict=True)
+        )
+    ]
+    known = [(f"imaged ground of {d.path.name}", d.how_seen or "not known") for d in found.dates]
+    return write_change_page(path, steps, settings=known, overwrite=overwrite)
+
+
 def regions_of(found: Changes) -> gpd.GeoDataFrame:
     """Return the regions with their counts; with ``step``, from 1, where there is more than one."""
     if len(found.regions) == 1:
@@ -240,5 +260,6 @@ __all__ = [
     "regions_of",
     "seen_by_run",
     "valid_ground",
+    "write_change_report",
     "write_changes",
 ]

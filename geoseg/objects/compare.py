@@ -51,7 +51,10 @@ HALF = 0.5
 """Pieces of a split, or of what merged, cover this share of the whole ..."""
 
 PIECE_SHARE = 0.1
-"""... and each at least this share of it: less is something that stands on its ground."""
+"""... and each at least this share of it: less is something that stands on its ground ..."""
+
+WHOLE_SHARE = 0.9
+"""... and at most this: more is the whole itself."""
 
 SIGMAS = 2.5
 """Growth must stand this many deviations of outlines out of what chance draws ..."""
@@ -419,14 +422,29 @@ def partners(
     size = area[0][a], area[1][b]
     alike = np.minimum(*size) >= SAME_SHARE * np.maximum(*size)
     hold = one_to_one(a, b, np.where(alike, iou, 0.0))
-    for whole, large, small in ((a, size[0], size[1]), (b, size[1], size[0])):
-        piece = (small <= large) & (small >= PIECE_SHARE * large)
-        covered = np.bincount(whole, np.where(piece, small, 0))
-        number = np.bincount(whole, piece)
-        hold |= piece & (number[whole] > 1) & (covered[whole] >= HALF * large)
+    hold |= _pieces(a, b, size, hold) | _pieces(b, a, size[::-1], hold)
     a, b, iou = a[hold], b[hold], iou[hold]
     near = _near(early, late, labels, slack_m, (a, b))
     return Pairs(*(np.concatenate([x, y]) for x, y in zip((a, b, iou), near, strict=True)))
+
+
+def _pieces(
+    whole: IntArray, piece: IntArray, size: tuple[DoubleArray, DoubleArray], hold: BoolArray
+) -> BoolArray:
+    """Say which pairs are of a whole and a piece of it: several, that cover half of it together.
+
+    What has a partner of its own elsewhere is no piece, and neither is what is as large as the
+    whole: then the whole is still there, and the rest stands on its ground.
+    """
+    large, small = size
+    partner = np.full(int(piece.max(initial=-1)) + 1, -1)
+    partner[piece[hold]] = whole[hold]
+    free = (partner[piece] == -1) | (partner[piece] == whole)
+    fits = free & (small >= PIECE_SHARE * large) & (small <= WHOLE_SHARE * large)
+    covered = np.bincount(whole, np.where(fits, small, 0.0))
+    number = np.bincount(whole, fits)
+    out: BoolArray = fits & (number[whole] > 1) & (covered[whole] >= HALF * large)
+    return out
 
 
 def one_to_one(a: IntArray, b: IntArray, value: DoubleArray) -> BoolArray:

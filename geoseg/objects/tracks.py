@@ -32,7 +32,7 @@ from geoseg.objects.compare import (
     partners,
     settings_of,
 )
-from geoseg.records import DoubleArray, GeometryArray, IntArray
+from geoseg.records import GeometryArray, IntArray
 
 RETURNED = "returned"
 """A thing that was gone at the date before, and is there again."""
@@ -49,7 +49,8 @@ class Tracks:
     thing that a piece came from, or that took it in), ``class``, ``area_m2`` and the outline, in
     the CRS of the first date and moved by the shifts."""
     steps: tuple[Comparison, ...]
-    """Each date compared with the one before; outlines and ids as in ``table``."""
+    """Each date compared with the one before; outlines and ids as in ``table``. Every date is laid
+    on the first one, so each shift is against that."""
 
     @property
     def things(self) -> gpd.GeoDataFrame:
@@ -285,11 +286,3 @@ def _largest(group: IntArray, polygons: GeometryArray, things: int) -> IntArray:
     rows = rows[np.lexsort((-rows, shapely.area(polygons[rows]).round(6)))]
     first[group[rows]] = rows
     return first
-
-
-def shift_to_first(steps: Sequence[Comparison]) -> DoubleArray:
-    """Return by how much each date lies off the first one, (dates, 2) metres east and north.
-
-    Each step's own shift is against a date that was moved already.
-    """
-    return np.array([(0.0, 0.0), *(step.shift_m for step in steps)])
