@@ -42,7 +42,7 @@ from geoseg.outputs.style import CHANGE_COLOURS
 
 CHANGED = tuple(kind for kind in KINDS if kind not in ("kept", NOT_COMPARABLE))
 """Kinds that are changes."""
-PICTURED = 8
+PICTURED = 7
 """Things of each kind that are shown, the largest first."""
 LISTED = 300
 """Changes in the table, the largest first."""
