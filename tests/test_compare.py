@@ -290,8 +290,13 @@ def test_weak_objects_confirm_but_do_not_stand_alone():
     before = table([box(0, 10), box(30, 10), box(60, 10)], score=[0.9, 0.4, 0.9])
     after = table([box(0, 10), box(30, 10), box(90, 10)], "b", score=[0.4, 0.4, 0.4])
     found = compare(before, after, tolerance_m=0, min_score=0.6)
-    assert found.counts == dict.fromkeys(KINDS, 0) | {"kept": 2, "gone": 1}
-    assert found.changes["score_before"].tolist() == [0.9, 0.4, 0.9]
+    assert found.counts == dict.fromkeys(KINDS, 0) | {"kept": 1, "gone": 1}
+    assert found.changes["note"].tolist() == ["confirmed by a weak object", ""]
+    assert found.changes["score_before"].tolist() == [0.9, 0.9]
+    # outlines of weak objects are no measure, and they are no pieces
+    after = table([box(0, 14), box(60, 5), box(65, 5)], "b", score=[0.4, 0.4, 0.4])
+    found = compare(before, after, tolerance_m=0, min_score=0.6)
+    assert found.counts == dict.fromkeys(KINDS, 0) | {"kept": 2}
 
 
 def test_growth_must_stand_out_of_how_outlines_differ(dates):

@@ -63,7 +63,7 @@ _PATH = click.Path(path_type=Path)
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="What only one date shows counts from this score; weaker objects only confirm others.",
+    help="Objects count from this score; weaker ones only confirm one of the other date.",
 )
 @click.option("--any-class", is_flag=True, help="A thing may change its class.")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")

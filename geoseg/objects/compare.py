@@ -60,7 +60,11 @@ SIGMAS = 2.5
 """Growth must stand this many deviations of outlines out of what chance draws ..."""
 
 ENOUGH_OUTLINES = 20
-"""... where at least so many things tell how far outlines of one thing lie apart."""
+"""... where at least so many things tell how far outlines of one thing lie apart ..."""
+
+STEADY, STEADY_SIGMAS = 0.8, 1.2816
+"""... of which this share is taken to stand as it stood: of a normal distribution it lies within so
+many deviations. Half would not see how long the tails of a detector's errors are."""
 
 LIKE_SIZED = 0.7
 """What shares too little ground is still one thing if this near in size and `slack_m` in place."""
@@ -93,7 +97,8 @@ class CompareSettings:
     edge_m: float = 2.0
     """What ends this near to the end of the imagery is cut by it."""
     min_score: float = 0.0
-    """What only one date shows counts from this score; weaker objects only confirm others."""
+    """Objects count from this score; weaker ones only confirm that one of the other date is still
+    there."""
 
     def __post_init__(self) -> None:
         for name, high in (("tolerance_m", 100), ("slack_m", 20), ("edge_m", 100)):
@@ -342,9 +347,18 @@ def _ground(seen: Seen, crs: Any, plane: pyproj.CRS) -> BaseGeometry:
 def match_dates(early: ObjectsOfDate, late: ObjectsOfDate, how: CompareSettings) -> Matched:
     """Put the objects of two dates together."""
     labels = _labels(early, late, by_class=how.by_class)
-    shift = common_shift(early.polygons, late.polygons, labels, how.tolerance_m)
+    sure = tuple(
+        np.flatnonzero(np.nan_to_num(d.scores, nan=1.0) >= how.min_score) for d in (early, late)
+    )
+    own_labels = labels[0][sure[0]], labels[1][sure[1]]
+    shift = common_shift(
+        early.polygons[sure[0]], late.polygons[sure[1]], own_labels, how.tolerance_m
+    )
     late = late.moved(-shift.xy)
-    pairs = partners(early.polygons, late.polygons, labels, how.slack_m)
+    found = partners(early.polygons[sure[0]], late.polygons[sure[1]], own_labels, how.slack_m)
+    pairs = Pairs(sure[0][found.early], sure[1][found.late], found.iou)
+    weak = _confirmed(early.polygons, late.polygons, labels, sure, pairs)
+    certain, pairs = pairs, pairs.and_also(weak)
     n, m = len(early), len(late)
     nodes = pairs.early, n + pairs.late
     graph = coo_array((np.ones(len(nodes[0])), nodes), shape=(n + m, n + m))
@@ -352,9 +366,14 @@ def match_dates(early: ObjectsOfDate, late: ObjectsOfDate, how: CompareSettings)
     own = group[:n].astype(np.int64), group[n:].astype(np.int64)
     iou = np.zeros(things)
     np.maximum.at(iou, own[0][pairs.early], pairs.iou)
-    outline_m = _apart(early, late, pairs, own) if how.outline_m is None else how.outline_m
-    change, note = _what_became(early, late, own, things, replace(how, outline_m=outline_m))
-    strong = _strong(early, late, own, things, how.min_score)
+    outline_m = _apart(early, late, certain, own) if how.outline_m is None else how.outline_m
+    confirmed = np.zeros(things, bool)
+    confirmed[own[0][weak.early]] = True
+    how = replace(how, outline_m=outline_m)
+    change, note = _what_became(early, late, own, confirmed, how)
+    strong = np.zeros(things, bool)
+    for mine, rows in zip(own, sure, strict=True):
+        strong[mine[rows]] = True
     number = np.where(strong, np.cumsum(strong) - 1, -1)
     own = number[own[0]], number[own[1]]
     return Matched(early, late, shift, own, change[strong], note[strong], iou[strong], outline_m)
@@ -366,7 +385,7 @@ def _apart(
     """Return how far outlines of one thing lie apart between the dates, one deviation, metres.
 
     What an area changes by, per metre of outline, among things that are one on one: most of them
-    stand as they stood. A median does not see the few that did not.
+    stand as they stood. The quantile does not see the few that did not.
     """
     things = int(max((g.max(initial=-1) for g in own), default=-1)) + 1
     numbers = [np.bincount(g, minlength=things) for g in own]
@@ -376,8 +395,7 @@ def _apart(
     old, new = early.polygons[pairs.early[single]], late.polygons[pairs.late[single]]
     length = (shapely.length(old) + shapely.length(new)) / 2
     step = (shapely.area(new) - shapely.area(old)) / length
-    # of a normal distribution half lies within 0.6745 deviations
-    return float(np.median(np.abs(step - np.median(step))) / 0.6745)
+    return float(np.quantile(np.abs(step - np.median(step)), STEADY) / STEADY_SIGMAS)
 
 
 def _labels(
@@ -400,15 +418,39 @@ class Pairs:
     late: IntArray
     iou: DoubleArray
 
+    def and_also(self, other: Pairs) -> Pairs:
+        """Return these pairs and others."""
+        return Pairs(
+            np.concatenate([self.early, other.early]),
+            np.concatenate([self.late, other.late]),
+            np.concatenate([self.iou, other.iou]),
+        )
 
-def partners(
-    early: GeometryArray, late: GeometryArray, labels: tuple[IntArray, IntArray], slack_m: float
+
+def _confirmed(
+    early: GeometryArray,
+    late: GeometryArray,
+    labels: tuple[IntArray, IntArray],
+    sure: tuple[IntArray, ...],
+    pairs: Pairs,
 ) -> Pairs:
-    """Pair what is one thing, one to one, and a whole with its pieces.
+    """Pair sure objects that have no partner with weak ones of the other date, one to one."""
+    weak = [np.setdiff1d(np.arange(len(x)), s) for x, s in zip((early, late), sure, strict=True)]
+    rest = np.setdiff1d(sure[0], pairs.early), np.setdiff1d(sure[1], pairs.late)
+    out = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    for rows in ((rest[0], weak[1]), (weak[0], rest[1])):
+        a, b, iou = _linked(early[rows[0]], late[rows[1]], (labels[0][rows[0]], labels[1][rows[1]]))
+        area = shapely.area(early)[rows[0]][a], shapely.area(late)[rows[1]][b]
+        alike = np.minimum(*area) >= SAME_SHARE * np.maximum(*area)
+        hold = one_to_one(a, b, np.where(alike, iou, 0.0))
+        out = out.and_also(Pairs(rows[0][a[hold]], rows[1][b[hold]], iou[hold]))
+    return out
 
-    A small object that comes to stand on a large one's ground is no piece of it: pieces cover at
-    least half of what they were, or became, together.
-    """
+
+def _linked(
+    early: GeometryArray, late: GeometryArray, labels: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray, DoubleArray]:
+    """Return the pairs that share enough of the smaller one, and their IoU."""
     area = shapely.area(early), shapely.area(late)
     a, b = shapely.STRtree(late).query(early, predicate="intersects").astype(np.int64)
     same = labels[0][a] == labels[1][b]
@@ -418,8 +460,19 @@ def partners(
         share = np.nan_to_num(common / np.minimum(area[0][a], area[1][b]))
         iou = np.nan_to_num(common / (area[0][a] + area[1][b] - common))
     good = share >= LINK_SHARE
-    a, b, iou = a[good], b[good], iou[good]
-    size = area[0][a], area[1][b]
+    return a[good], b[good], iou[good]
+
+
+def partners(
+    early: GeometryArray, late: GeometryArray, labels: tuple[IntArray, IntArray], slack_m: float
+) -> Pairs:
+    """Pair what is one thing, one to one, and a whole with its pieces.
+
+    A small object that comes to stand on a large one's ground is no piece of it: pieces cover at
+    least half of what they were, or became, together.
+    """
+    a, b, iou = _linked(early, late, labels)
+    size = shapely.area(early)[a], shapely.area(late)[b]
     alike = np.minimum(*size) >= SAME_SHARE * np.maximum(*size)
     hold = one_to_one(a, b, np.where(alike, iou, 0.0))
     hold |= _pieces(a, b, size, hold) | _pieces(b, a, size[::-1], hold)
@@ -511,10 +564,11 @@ def _what_became(
     early: ObjectsOfDate,
     late: ObjectsOfDate,
     own: tuple[IntArray, IntArray],
-    things: int,
+    confirmed: BoolArray,
     how: CompareSettings,
 ) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_]]:
     """Name what happened to each thing, and why where that is not plain."""
+    things = len(confirmed)
     n_old, n_new = (np.bincount(g, minlength=things) for g in own)
     old, new = (
         np.bincount(g, shapely.area(date.polygons), minlength=things)
@@ -527,7 +581,9 @@ def _what_became(
     chance = SIGMAS * (how.outline_m or 0.0) * (lengths[0] + lengths[1]) / 2
     cut, unseen = _at_the_edge(early, late, own, things, how.edge_m)
     one_date = (n_old == 0) | (n_new == 0)
+    # of these the size says nothing
     sized = cut | unseen
+    steady = sized | confirmed
     change = np.select(
         [
             one_date & sized,
@@ -536,15 +592,20 @@ def _what_became(
             (n_old != n_new) & sized,
             n_new > n_old,
             n_old > n_new,
-            (new > old * (1 + how.growth)) & (new - old > chance) & ~sized,
-            (new * (1 + how.growth) < old) & (old - new > chance) & ~sized,
+            (new > old * (1 + how.growth)) & (new - old > chance) & ~steady,
+            (new * (1 + how.growth) < old) & (old - new > chance) & ~steady,
         ],
         [NOT_COMPARABLE, "appeared", "gone", NOT_COMPARABLE, "split", "merged", "grown", "shrunk"],
         "kept",
     ).astype(object)
     note = np.select(
-        [one_date & unseen & (n_old == 0), one_date & unseen, sized],
-        ["not imaged before", "not imaged after", "cut by the edge of the imagery"],
+        [one_date & unseen & (n_old == 0), one_date & unseen, sized, confirmed],
+        [
+            "not imaged before",
+            "not imaged after",
+            "cut by the edge of the imagery",
+            "confirmed by a weak object",
+        ],
         "",
     ).astype(object)
     return change, note
@@ -572,21 +633,6 @@ def _inside(date: ObjectsOfDate, seen: BaseGeometry, edge_m: float) -> BoolArray
     shapely.prepare(clear)
     # what has no area lies nowhere and cannot be missed
     return np.asarray(shapely.covers(clear, date.polygons) | shapely.is_empty(date.polygons))
-
-
-def _strong(
-    early: ObjectsOfDate,
-    late: ObjectsOfDate,
-    own: tuple[IntArray, IntArray],
-    things: int,
-    min_score: float,
-) -> BoolArray:
-    """Say which things are sure enough: of both dates, or with a score to stand alone."""
-    best, dates = np.zeros(things), np.zeros(things, np.int64)
-    for mine, date in ((own[0], early), (own[1], late)):
-        np.maximum.at(best, mine, np.nan_to_num(date.scores, nan=1.0))
-        dates += np.bincount(mine, minlength=things) > 0
-    return np.asarray((dates == 2) | (best >= min_score))
 
 
 def compared(matched: Matched, plane: pyproj.CRS, crs: Any, *, by_class: bool = True) -> Comparison:
