@@ -37,8 +37,8 @@ SAID = (*CHANGED, "shrunk", "split", "merged")
 CHANGE = TownChange()
 CARD = 0.65
 """Score of the shipped model's card."""
-WEAK, SURE = 0.3, 0.75
-"""Scores: objects are kept from the first; what only one date shows counts from the second."""
+WEAK = 0.3
+"""Objects from this score are kept, to confirm others."""
 
 
 def figures(name: str, found: Comparison, verdict: Verdict, **more: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def end_to_end(seed: int, size: int, folder: Path, workers: int | None) -> dict[
         )
     outputs = detected(town, folder, workers)
     truth = read_vector(town.changes, layer="truth", what="truth")
-    weak = compare_files(outputs, min_score=SURE)
+    weak = compare_files(outputs, min_score=CARD)
     seen = [d.seen.to_crs(truth.crs).union_all() for d in weak.dates]
     both = seen[0] & moved_back(seen[1], CHANGE)
     objects = [d.objects for d in weak.dates]
@@ -121,7 +121,7 @@ def end_to_end(seed: int, size: int, folder: Path, workers: int | None) -> dict[
     compare_s = time.perf_counter() - begun
     for name, found in (
         (f"model, score {CARD}", plain),
-        (f"model, score {SURE}, weaker from {WEAK} confirm", weak.steps[0]),
+        (f"model, score {CARD}, weaker from {WEAK} confirm", weak.steps[0]),
     ):
         rows.append(figures(name, found, judge(found, truth, both), seed=seed))
     return {

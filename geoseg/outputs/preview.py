@@ -576,10 +576,11 @@ def _label_objects(
     """Write texts at their objects, the surest first; 'auto' leaves out what has no room."""
     if labels == "none" or not len(shapes):
         return
-    height, width = picture.shape[:2]
-    scale = max(1, round(min(height, width) / 900))
-    taken = np.zeros((height, width), bool)
+    taken = np.zeros(picture.shape[:2], bool)
     bounds = shapely.bounds(shapes)
+    # as large as most objects bear, up to three times
+    typical = float(np.median(bounds[:, 2] - bounds[:, 0]))
+    scale = int(np.clip(typical // 60, 1, 3))
     for row in np.argsort(-np.asarray(rank, np.float64), kind="stable").tolist():
         if not texts[row]:
             continue
