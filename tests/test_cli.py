@@ -452,7 +452,8 @@ def test_preview_draws(capsys, tmp_path, make_raster):
     code, _, _ = run(capsys, "preview", image, objects, "-o", part, "--bounds", bounds, *regions)
     assert code == 0
     assert png_size(whole) == (300, 200)
-    assert png_size(part) == (120, 120)
+    # 120 px, enlarged as much as we do
+    assert png_size(part) == (480, 480)
     code, _, err = run(capsys, "preview", image, objects, "-o", part)
     assert code == 2
     assert "--overwrite" in one_line(err)

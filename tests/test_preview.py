@@ -10,10 +10,21 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from rasterio.windows import Window
 
-from geoseg.errors import OutputError
-from geoseg.outputs.preview import FILL_ALPHA, draw_objects, shrink, write_png, write_preview
+from geoseg.errors import ConfigError, OutputError, RegionError, SourceError
+from geoseg.outputs.lettering import ink_of
+from geoseg.outputs.preview import (
+    FILL_ALPHA,
+    draw_instances,
+    draw_objects,
+    preview_image,
+    shrink,
+    write_png,
+    write_preview,
+)
 from geoseg.outputs.style import TRUTH_COLOUR, class_colours
+from geoseg.records import Instances
 
 # a PNG has no place on the ground, and rasterio says so
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -192,3 +203,190 @@ def test_bad_input_is_refused(tmp_path):
 def test_missing_and_empty_geometry_is_passed_over():
     objects = gpd.GeoDataFrame(geometry=[None, shapely.Polygon()], crs=UTM)
     assert (draw_objects(GREY, NORTH_UP, UTM, objects) == GREY).all()
+
+
+# Labels and legends
+
+
+def test_scores_are_written_where_there_is_room():
+    big = np.full((300, 300, 3), 100, np.uint8)
+    objects = ground(NORTH_UP, (20, 20, 100, 90), (150, 20, 162, 30), score=[0.93, 0.5])
+    bare = draw_objects(big, NORTH_UP, UTM, objects)
+    said = draw_objects(big, NORTH_UP, UTM, objects, labels="auto")
+    rows, columns = np.nonzero((said != bare).any(axis=2))
+    # "93%" in the middle of the large one; the small one has no room
+    ink = ink_of("93%", 1)
+    assert len(rows) == ink.size
+    assert (columns.min() + columns.max() + 1) / 2 == pytest.approx(60, abs=1)
+    assert (rows.min() + rows.max() + 1) / 2 == pytest.approx(55, abs=1)
+    assert (said[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1][ink] == 255).all()
+    everything = draw_objects(big, NORTH_UP, UTM, objects, labels="all")
+    assert ((everything != said).any(axis=2))[:, 140:175].any()
+    # without scores and with one class there is nothing to say
+    plain = draw_objects(big, NORTH_UP, UTM, objects.drop(columns="score"), labels="all")
+    assert (plain == bare).all()
+
+
+def test_labels_do_not_lie_on_each_other():
+    big = np.full((300, 300, 3), 100, np.uint8)
+    # the surer one of two that share a middle is labelled
+    objects = ground(NORTH_UP, (50, 50, 150, 150), (52, 52, 148, 148), score=[0.6, 0.9])
+    bare = draw_objects(big, NORTH_UP, UTM, objects)
+    said = draw_objects(big, NORTH_UP, UTM, objects, labels="auto")
+    assert (said != bare).any(axis=2).sum() == ink_of("90%", 1).size
+
+
+def test_several_classes_get_names_and_a_legend():
+    big = np.full((300, 400, 3), 100, np.uint8)
+    objects = ground(
+        NORTH_UP, (100, 20, 200, 120), (220, 20, 320, 120),
+        **{"class": ["car", "house"], "score": [0.9, 0.8]},
+    )  # fmt: skip
+    got = draw_objects(big, NORTH_UP, UTM, objects, labels="auto")
+    colours = class_colours(["car", "house"])
+    # swatches in the corner, one below the other
+    assert got[8, 8].tolist() == list(colours["car"])
+    assert got[17, 8].tolist() == list(colours["house"])
+    bare = draw_objects(big, NORTH_UP, UTM, objects)
+    changed = (got != bare).any(axis=2)
+    assert changed[60:80, 100:200].sum() == ink_of("car 90%", 1).size
+    assert changed[60:80, 220:320].sum() == ink_of("house 80%", 1).size
+
+
+def test_letters_can_be_told_apart():
+    signs = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-.:_/%?,()+#&'="
+    dots = {ink_of(sign, 1).tobytes() for sign in signs}
+    assert len(dots) == len(signs)
+    assert (ink_of("é", 1) == ink_of("e", 1)).all()
+    assert (ink_of("\N{SNOWMAN}", 1) == ink_of("?", 1)).all()
+    assert ink_of("ab", 3).shape == (27, 3 * ink_of("ab", 1).shape[1])
+
+
+# From a file
+
+
+@pytest.fixture
+def file_of_objects(make_raster):
+    """Return a function that writes imagery of some kind, and gives objects over it."""
+
+    def make(name="image.tif", *, transform=NORTH_UP, **options):
+        image = make_raster(name, transform=transform, crs=f"EPSG:{UTM}", **options)
+        return image, ground(transform, (40, 20, 80, 60), score=[0.9])
+
+    return make
+
+
+def read_png(path):
+    with rasterio.open(path) as dataset:
+        return dataset.read().transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "uint16", "bands": 4},
+        {"dtype": "float32", "bands": 1},
+        {"bands": 1},
+        {"transform": Affine.translation(500000, 3000000) @ Affine.rotation(30)
+         @ Affine.scale(0.5, -0.5)},
+    ],
+    ids=["16 bit, 4 bands", "float, 1 band", "1 band", "rotated"],
+)  # fmt: skip
+def test_imagery_of_any_kind(file_of_objects, tmp_path, options):
+    image, objects = file_of_objects(height=120, width=160, **options)
+    # in another CRS, as it comes
+    path = preview_image(
+        image, objects.to_crs(4326), tmp_path / "p.png", window=Window(20, 10, 80, 60), max_px=80
+    )
+    got = read_png(path).astype(int)
+    assert got.shape == (60, 80, 3)
+    bare = read_png(
+        preview_image(image, objects.iloc[:0], tmp_path / "b.png", window=Window(20, 10, 80, 60),
+                      max_px=80)
+    )  # fmt: skip
+    changed = (got != bare).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    # the object lies 20 px to the right and 10 below the corner of the window
+    assert (rows.min(), rows.max()) == pytest.approx((10, 50), abs=2)
+    assert (columns.min(), columns.max()) == pytest.approx((20, 60), abs=2)
+    assert bare.std() > 10
+
+
+def test_a_region_chooses_the_part(file_of_objects, tmp_path):
+    image, objects = file_of_objects(height=120, width=160)
+    regions = ground(NORTH_UP, (0, 0, 100, 100), (100, 0, 160, 60), name=["west", "east"])
+    path = preview_image(
+        image, objects, tmp_path / "p.png", regions=regions.to_crs(4326), region="east", max_px=60
+    )
+    # a twentieth more each way, clipped to the image
+    assert read_png(path).shape[:2] == pytest.approx((60, 60), abs=3)
+    with pytest.raises(RegionError, match="no region 'north'; expected one of west, east"):
+        preview_image(image, objects, tmp_path / "p.png", regions=regions, region="north")
+    with pytest.raises(RegionError, match="there are no regions with a field"):
+        preview_image(image, objects, tmp_path / "p.png", region="north")
+    with pytest.raises(ConfigError, match="give one of them"):
+        preview_image(
+            image, objects, tmp_path / "p.png", regions=regions, region="east",
+            window=Window(0, 0, 5, 5),
+        )  # fmt: skip
+
+
+def test_a_window_off_the_image_is_refused(file_of_objects, tmp_path):
+    image, objects = file_of_objects(height=120, width=160)
+    with pytest.raises(SourceError, match="has 160 x 120 px"):
+        preview_image(image, objects, tmp_path / "p.png", window=Window(200, 0, 10, 10))
+    with pytest.raises(SourceError, match="holds no pixels"):
+        preview_image(image, objects, tmp_path / "p.png", window=Window(0, 0, 0, 10))
+
+
+def test_a_small_part_is_enlarged_and_measured(file_of_objects, tmp_path):
+    image, objects = file_of_objects(height=120, width=160)
+    path = preview_image(image, objects, tmp_path / "p.png", max_px=400)
+    got = read_png(path)
+    assert got.shape == (240, 320, 3)
+    # px of 0.25 m: a bar of 20 m is at most a quarter of 80 m
+    bar = (got[-12:] == 255).all(axis=2).sum(axis=1).max()
+    assert bar == 80
+
+
+# One tile
+
+
+def instances(*boxes, scores, labels):
+    n = len(boxes)
+    return Instances(
+        np.array(boxes, np.float32).reshape(n, 4),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+        np.ones((n, 28, 28), np.float32),
+    )
+
+
+def test_instances_of_a_tile():
+    tile = np.full((3, 64, 96), 100, np.uint8)
+    found = instances((8, 8, 40, 40), (50, 10, 90, 60), scores=[0.9, 0.8], labels=[1, 0])
+    got = draw_instances(tile, found, ["car", "house"], labels="none")
+    colours = class_colours(["car", "house"])
+    assert got[24, 24].tolist() == blend(colours["house"])
+    assert got[35, 70].tolist() == blend(colours["car"])
+    assert got[60, 4].tolist() == [100] * 3
+    large = draw_instances(tile, found, ["car", "house"], scale=4)
+    assert large.shape == (256, 384, 3)
+    plain = draw_instances(tile, found, ["car", "house"], scale=4, labels="none")
+    written = (large != plain).any(axis=2)
+    text = ink_of("house 90%", 2)
+    assert written[:, :192].sum() == text.size
+    boxed = draw_instances(tile, found, ["car", "house"], labels="none", boxes=True, scale=4)
+    assert (boxed != plain).any()
+
+
+def test_tiles_of_any_kind_and_nothing_found():
+    grey = np.linspace(0, 4000, 64 * 64).reshape(1, 64, 64).astype(np.uint16)
+    got = draw_instances(grey, Instances.empty(), ["house"])
+    assert (got[..., 0] == got[..., 2]).all()
+    assert (got.min(), got.max()) == (0, 255)
+    with pytest.raises(OutputError, match=r"pixels \(C, H, W\)"):
+        draw_instances(grey[0], Instances.empty(), ["house"])
+    found = instances((8, 8, 40, 40), scores=[0.9], labels=[2])
+    with pytest.raises(OutputError, match="label 2 has no class"):
+        draw_instances(grey, found, ["car", "house"])

@@ -165,7 +165,7 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
 
     options["resource"] = options["resource"] or None
     settings = DetectSettings(**options)
-    with show_end(context), show_progress() as progress:
+    with show_end(context), show_progress(as_json=as_json) as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)
     context.exit(result.exit_code)

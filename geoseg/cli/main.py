@@ -24,7 +24,7 @@ VERBS = {
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
     "check": "Find broken and unfit images before the night.",
     "plan": "Tell tiles, memory, disk and time before the night.",
-    "compare": "Say what changed between the objects of two dates.",
+    "compare": "Say what changed between the objects of two or more dates.",
     "models": "List the models that have a name, or show a model's card.",
     "convert": "Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",
     "train": "Train a model from a training file (TOML).",

@@ -30,7 +30,7 @@ def command(context: click.Context, job: Path, overwrite: bool, as_json: bool) -
         raise click.UsageError(f'{job} names no output; add output = "objects.gpkg" to [detect]')
     from geoseg.jobs.pipeline import run_detect
 
-    with show_end(context), show_progress() as progress:
+    with show_end(context), show_progress(as_json=as_json) as progress:
         result = run_detect(settings, progress=progress)
     show_result(result, as_json=as_json)
     context.exit(result.exit_code)

@@ -346,7 +346,11 @@ def read_overview(path: str | Path, max_px: int) -> tuple[npt.NDArray[np.uint8],
 
 
 def read_view(
-    path: str | Path, bounds: tuple[float, float, float, float] | None, max_px: int
+    path: str | Path,
+    bounds: tuple[float, float, float, float] | None,
+    max_px: int,
+    *,
+    window: Window | None = None,
 ) -> tuple[npt.NDArray[np.uint8], Affine, BoolArray]:
     """Read a part of a raster as a picture.
 
@@ -359,6 +363,8 @@ def read_view(
         whole pixels. Of a rotated raster that is the window that encloses the bounds. None: all.
     max_px : int
         Longest side of the picture, px; at least 1. A part with fewer pixels keeps them.
+    window : Window, optional
+        Instead of bounds: whole pixels of the raster; whatever of it lies on the raster is read.
 
     Returns
     -------
@@ -373,14 +379,14 @@ def read_view(
     Raises
     ------
     SourceError
-        If the raster cannot be used, or the bounds are turned around or off the raster.
+        If the raster cannot be used, or bounds or window are turned around or off the raster.
     TileError
         If it cannot be read.
     """
     info = describe_raster(path)
     colors = info.bands - (info.alpha_band is not None)
     bands = select_bands(info, None, 3 if colors >= 3 else 1)
-    window = _view_window(info, bounds)
+    window = _view_window(info, bounds) if window is None else _on_raster(info, window)
     full_height, full_width = int(window.height), int(window.width)
     reduction = max(1.0, max(full_height, full_width) / max_px)
     height = max(1, round(full_height / reduction))
@@ -388,7 +394,7 @@ def read_view(
     with open_raster(path) as src:
         pixels, valid = _read_small(src, info, bands, window, (height, width))
     if pixels.dtype != np.uint8:
-        pixels = _stretch(pixels, valid)
+        pixels = stretch(pixels, valid)
     pixels[:, ~valid] = 0
     rgb = np.moveaxis(np.broadcast_to(pixels, (3, height, width)), 0, -1)
     corner = window_transform(window, info.transform)
@@ -417,6 +423,25 @@ def _view_window(info: RasterInfo, bounds: tuple[float, float, float, float] | N
         raise SourceError(
             f"bounds {wanted} lie off {Path(info.path).name}, which covers {covered}; "
             "give bounds in its CRS"
+        )
+    return Window(left, top, right - left, bottom - top)
+
+
+def _on_raster(info: RasterInfo, window: Window) -> Window:
+    """Clip a window of whole pixels to the raster."""
+    x, y, width, height = (int(v) for v in window.flatten())
+    wanted = f"{x},{y},{width},{height}"
+    if width < 1 or height < 1:
+        raise SourceError(
+            f"window {wanted} holds no pixels; expected col_off,row_off,width,height with at least "
+            "one pixel each way"
+        )
+    left, top = max(0, x), max(0, y)
+    right, bottom = min(info.width, x + width), min(info.height, y + height)
+    if left >= right or top >= bottom:
+        raise SourceError(
+            f"window {wanted} lies off {Path(info.path).name}, which has {info.width} x "
+            f"{info.height} px; give col_off,row_off,width,height"
         )
     return Window(left, top, right - left, bottom - top)
 
@@ -456,8 +481,11 @@ def _read_small(
     return pixels, valid
 
 
-def _stretch(pixels: npt.NDArray[Any], valid: BoolArray) -> npt.NDArray[np.uint8]:
-    """Map each band's 2nd to 98th percentile to 0 to 255."""
+def stretch(pixels: npt.NDArray[Any], valid: BoolArray) -> npt.NDArray[np.uint8]:
+    """Map the 2nd to 98th percentile of each band's valid pixels to 0 to 255; 0 elsewhere.
+
+    ``pixels`` are (bands, h, w) of any type, ``valid`` is (h, w).
+    """
     out = np.zeros(pixels.shape, np.uint8)
     for band, target in zip(pixels, out, strict=True):
         if valid.any():

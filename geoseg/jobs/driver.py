@@ -248,12 +248,17 @@ class SupertileRun:
     def _finish(self, summary: PartSummary) -> None:
         """Take note of a supertile that was run."""
         self._add(summary)
-        name = Path(self.plan.images[summary.image].info.path).name
+        image = self.plan.images[summary.image]
+        name = Path(image.info.path).name
+        core = image.tiles.supertile(*summary.index).core
         fields = {} if not summary.reason else {"reason": summary.reason}
         self.workers.events.add(
             f"supertile {summary.status}",
             image=name,
             supertile=summary.index,
+            tiles=summary.tiles_run,
+            found=summary.fragments,
+            km2=round(core.width * core.height * image.grid.gsd_m**2 / 1e6, 6),
             seconds=summary.seconds,
             peak_mb=summary.peak_mb,
             **fields,

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,22 +40,36 @@ class Events:
     Parameters
     ----------
     path : Path, optional
-        None: events go nowhere.
+        None: events go into no file.
+    listener : callable, optional
+        Told of every event at once, with the fields that the file gets.
     **always
         Fields of every event.
     """
 
-    def __init__(self, path: Path | None = None, **always: Any) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        listener: Callable[[Mapping[str, Any]], None] | None = None,
+        **always: Any,
+    ) -> None:
         self._path = path
+        self._listener = listener
         self._always = always
 
     def add(self, event: str, **fields: Any) -> None:
         """Add one event, with the time (UTC) and this process's id."""
-        if self._path is None:
+        if self._path is None and self._listener is None:
             return
         plain = {k: redact(v) if isinstance(v, str) else v for k, v in fields.items()}
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-        text = json.dumps(line | self._always | plain, default=str) + "\n"
+        line = line | self._always | plain
+        if self._listener is not None:
+            self._listener(line)
+        if self._path is None:
+            return
+        text = json.dumps(line, default=str) + "\n"
         try:
             # one write of one line: shards share the file
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -47,7 +47,7 @@ from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan, counts_path, counts_paths, plan_run
 from geoseg.jobs.probe import terms_of
-from geoseg.jobs.progress import Progress
+from geoseg.jobs.progress import COUNTING, JOINING, WRITING, Progress, Watcher
 from geoseg.jobs.report import REPORT, report_at_end
 from geoseg.jobs.stop import Stop, stop_time
 from geoseg.objects.seams import SeamCounts, SeamReport
@@ -127,7 +127,7 @@ def run_detect(
         A detector made in Python, instead of the settings' model or factory; it must pickle where
         there is more than one worker.
     progress : callable, optional
-        Called after every supertile.
+        Called after every supertile; a `geoseg.jobs.progress.Watcher` is told of all events too.
 
     Raises
     ------
@@ -158,7 +158,11 @@ def run_detect(
             _check_shared(plan, run_dir, shared=shared)
             run_dir.prepare(plan.key, plain_settings(settings), shared=shared)
             stop = Stop(until, run_dir.stop_file)
-            events = Events(run_dir.path / EVENTS, **({"shard": settings.shard} if shard else {}))
+            events = Events(
+                run_dir.path / EVENTS,
+                listener=progress.tell if isinstance(progress, Watcher) else None,
+                **({"shard": settings.shard} if shard else {}),
+            )
             job = _Job(plan, run_dir, stop, events, begun, may_replace=settings.overwrite or own)
             with stop.listening(), job.told():
                 return job.run(progress, shard)
@@ -196,7 +200,13 @@ class _Job:
             "%s", f"joining {joining.scheduler}" if joining else f"{count} worker(s) of {threads}"
             " thread(s)",
         )  # fmt: skip
-        self.events.add("started", supertiles=self.plan.n_supertiles, workers=count)
+        self.events.add(
+            "started",
+            supertiles=self.plan.n_supertiles,
+            workers=count,
+            joined=joining is not None,
+            km2=_km2(self.plan),
+        )
         with Workers(
             count, gpus=gpus, joining=joining, stop=self.stop, events=self.events
         ) as workers:
@@ -214,6 +224,7 @@ class _Job:
         plan, run_dir, settings = self.plan, self.run_dir, self.plan.settings
         summaries = work.summaries
         key = _objects_key(plan, summaries)
+        self.events.add("stage", stage=JOINING)
         kept = None if settings.overwrite else self._objects_kept(key)
         if kept is None:
             n_objects, joined = write_objects_file(plan, run_dir, summaries, workers)
@@ -225,9 +236,12 @@ class _Job:
             n_objects, joined = kept
         self.peaks["joins"] = peak_mb()
         coverage = coverage_table(plan, summaries)
+        if settings.counting:
+            self.events.add("stage", stage=COUNTING, objects=n_objects)
         regions = count_in_regions(plan, run_dir.objects, summaries)
         done = kept is not None and self._output_kept()
         if _output_files(settings) and not done:
+            self.events.add("stage", stage=WRITING, objects=n_objects)
             self._write(regions, coverage, self._documents(summaries, n_objects))
         self.peaks["output"] = peak_mb()
         result = RunResult(
@@ -396,6 +410,12 @@ class _Job:
         )
         if problem:
             log.warning("--notify %s: %s", command, problem)
+
+
+def _km2(plan: RunPlan) -> float:
+    """Return the ground inside the outlines of all images."""
+    areas = [i.grid.width * i.grid.height * i.grid.gsd_m**2 for i in plan.images]
+    return round(sum(areas) / 1e6, 6)
 
 
 def _tiles_failed(summaries: list[PartSummary]) -> int:

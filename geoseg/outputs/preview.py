@@ -11,9 +11,10 @@ import math
 import struct
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, TypeAlias, cast
 
 import geopandas as gpd
 import numpy as np
@@ -22,35 +23,30 @@ import pyproj
 import shapely
 from affine import Affine
 from rasterio.features import rasterize
+from rasterio.windows import Window
 
-from geoseg.errors import OutputError
-from geoseg.imagery.read import read_view
+from geoseg.errors import ConfigError, OutputError, RegionError
+from geoseg.imagery.georef import ground_gsd_m
+from geoseg.imagery.read import read_view, stretch
 from geoseg.imagery.source import describe_raster
 from geoseg.objects.count import count
+from geoseg.objects.vectorize import vectorize
+from geoseg.outputs.lettering import ink_of, place_of, print_ink, write_text
 from geoseg.outputs.style import REGION_COLOUR, TRUTH_COLOUR, Colour, class_colours
-from geoseg.records import DoubleArray, GeometryArray
+from geoseg.records import DoubleArray, GeometryArray, Instances, Tile
 
 Pixels = npt.NDArray[np.uint8]
+"""(H, W, 3) red, green, blue."""
+Labels: TypeAlias = Literal["auto", "all", "none"]
 
 FILL_ALPHA = 0.22
 _SAMPLES = 3
 _BAND_ROWS = 256
+_ROOM = 0.85
+# ^ a label has room where it takes this share of its object's width and height
+_LARGEST_ZOOM = 4
 _SMALL_PX = 12.0
 # ^ where the median object is smaller than this, outlines get thinner so that they stay apart
-_GLYPHS = {
-    # 5 x 7 dots, a row each in hexadecimal pairs, highest of five bits on the left
-    " ": "00000000000000", "0": "0E11131519110E", "1": "040C040404040E", "2": "0E11010204081F",
-    "3": "1F02040201110E", "4": "02060A121F0202", "5": "1F101E0101110E", "6": "0608101E11110E",
-    "7": "1F010204080808", "8": "0E11110E11110E", "9": "0E11110F01020C", "A": "0E11111F111111",
-    "B": "1E11111E11111E", "C": "0E11101010110E", "D": "1C12111111121C", "E": "1F10101E10101F",
-    "F": "1F10101E101010", "G": "0E11101711110F", "H": "1111111F111111", "I": "0E04040404040E",
-    "J": "0702020202120C", "K": "11121418141211", "L": "1010101010101F", "M": "111B1515111111",
-    "N": "11111915131111", "O": "0E11111111110E", "P": "1E11111E101010", "Q": "0E11111115120D",
-    "R": "1E11111E141211", "S": "0F10100E01011E", "T": "1F040404040404", "U": "1111111111110E",
-    "V": "11111111110A04", "W": "1111111515150A", "X": "11110A040A1111", "Y": "1111110A040404",
-    "Z": "1F01020408101F", "-": "0000001F000000", ".": "00000000000C0C", ":": "000C0C000C0C00",
-    "_": "0000000000001F", "/": "00010204081000", "%": "18190204081303", "?": "0E110102040004",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +113,32 @@ def preview_image(
     truth: gpd.GeoDataFrame | None = None,
     regions: gpd.GeoDataFrame | None = None,
     bounds: tuple[float, float, float, float] | None = None,
+    window: Window | None = None,
+    region: str | None = None,
+    labels: Labels = "auto",
     max_px: int = 2000,
 ) -> Path:
     """Read imagery at the size of a picture, draw objects over it and write a PNG.
 
+    Overviews are used where there are any, so a picture of a whole raster costs little. A small
+    part is enlarged, up to four times.
+
     Parameters
     ----------
     image : str or Path
-        A raster on this machine.
+        A raster on this machine, of any type and number of bands.
     objects, path, truth, max_px
         As in :func:`write_preview`.
     regions : GeoDataFrame, optional
         Outlined in white and labelled with their names and the number of objects in them.
     bounds : tuple of float, optional
         (x0, y0, x1, y1) in the CRS of the image: only this part.
+    window : Window, optional
+        Only these pixels of the image.
+    region : str, optional
+        Only the region of this name, and a little around it.
+    labels : {'auto', 'all', 'none'}
+        Class (where there are several) and score at each object; 'auto': where there is room.
 
     Returns
     -------
@@ -140,16 +148,151 @@ def preview_image(
     Raises
     ------
     SourceError, TileError
-        If the image cannot be used or read, or the bounds are off it.
+        If the image cannot be used or read, or the part is off it.
+    RegionError
+        If there is no region of that name.
+    ConfigError
+        If more than one of bounds, window and region is given.
     OutputError
         As :func:`write_preview`.
     """
-    pixels, transform, _ = read_view(image, bounds, max_px)
-    crs = describe_raster(image).crs_wkt
+    if sum(part is not None for part in (bounds, window, region)) > 1:
+        raise ConfigError("bounds, window and region each choose a part; give one of them")
+    info = describe_raster(image)
     counted = None if regions is None else count(objects, regions)
-    return write_preview(
-        pixels, transform, crs, objects, path, truth=truth, regions=counted, max_px=max_px
+    if region is not None:
+        bounds = region_bounds(counted, region, info.crs_wkt)
+    pixels, transform, _ = read_view(image, bounds, max_px, window=window)
+    pixels, transform = _enlarge(pixels, transform, max_px)
+    drawn = draw_objects(
+        pixels, transform, info.crs_wkt, objects, truth=truth, regions=counted, labels=labels
     )
+    _add_scale_bar(drawn, ground_gsd_m(info.crs_wkt, transform, *drawn.shape[1::-1]))
+    return write_png(path, drawn)
+
+
+def region_bounds(
+    regions: gpd.GeoDataFrame | None, name: str, crs: pyproj.CRS | str
+) -> tuple[float, float, float, float]:
+    """Return the bounds of the region of a name, and a twentieth more each way.
+
+    Raises
+    ------
+    RegionError
+        If there are no regions, they have no names, or none has this one.
+    """
+    field = None if regions is None else regions.attrs.get("region_field")
+    if regions is None or field is None:
+        raise RegionError(
+            f"region '{name}' cannot be found: there are no regions with a field region, name, "
+            "region_id or id; give such a file with --regions"
+        )
+    rows = regions[regions[field].astype(str) == name]
+    if rows.empty:
+        known = ", ".join(regions[field].astype(str)[:12])
+        more = "" if len(regions) <= 12 else f" and {len(regions) - 12} more"
+        raise RegionError(f"there is no region '{name}'; expected one of {known}{more}")
+    x0, y0, x1, y1 = rows.to_crs(crs).total_bounds.tolist()
+    room = 0.05 * max(x1 - x0, y1 - y0)
+    return x0 - room, y0 - room, x1 + room, y1 + room
+
+
+def draw_instances(
+    pixels: npt.NDArray[Any],
+    instances: Instances,
+    classes: Sequence[str],
+    *,
+    labels: Labels = "all",
+    boxes: bool = False,
+    scale: int = 1,
+) -> Pixels:
+    """Draw what a detector found in one tile: masks, outlines, class and score.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (C, H, W) as the detector saw them: three bands or more are taken as red, green, blue,
+        fewer as grey; other types than uint8 are stretched.
+    instances : Instances
+        In px of the tile.
+    classes : sequence of str
+        The detector's.
+    labels : {'auto', 'all', 'none'}
+        Class and score at each; 'auto': where there is room.
+    boxes : bool
+        Draw the boxes, too.
+    scale : int
+        Picture px per tile px along a side.
+
+    Returns
+    -------
+    ndarray
+        (H * scale, W * scale, 3) uint8.
+
+    Raises
+    ------
+    OutputError
+        If the pixels have another shape, or a label has no class.
+
+    Examples
+    --------
+    >>> tile = np.zeros((3, 32, 32), np.uint8)
+    >>> draw_instances(tile, Instances.empty(), ["house"], scale=2).shape
+    (64, 64, 3)
+    """
+    if pixels.ndim != 3 or 0 in pixels.shape or scale < 1:
+        raise OutputError(
+            f"a tile needs pixels (C, H, W) and a scale of at least 1; got {pixels.shape} and "
+            f"{scale}"
+        )
+    if len(instances) and instances.labels.max() >= len(classes):
+        raise OutputError(
+            f"label {instances.labels.max()} has no class: {len(classes)} are named; give all of "
+            "the detector's"
+        )
+    bands = pixels[:3] if len(pixels) >= 3 else pixels[:1]
+    if bands.dtype != np.uint8:
+        bands = stretch(bands, np.isfinite(bands).all(axis=0))
+    height, width = bands.shape[1:]
+    rgb = np.moveaxis(np.broadcast_to(bands, (3, height, width)), 0, -1)
+    rgb = rgb.repeat(scale, axis=0).repeat(scale, axis=1)
+    shapes, rows = _traced(instances, (height, width))
+    names = np.array([*classes, None], object)[instances.labels[rows]]
+    shapes = shapely.transform(shapes, lambda xy: xy * scale)
+    colours = class_colours(classes)
+    width_px = _outline_width(shapes)
+    layers = _object_layers(names, shapes, width_px, colours)
+    if boxes:
+        frames = shapely.box(*(instances.boxes[rows].T.astype(np.float64) * scale))
+        for name in colours:
+            mine = _outlines(frames[names == name], 1.0)
+            layers.append(_Layer(mine, colours[name], 0.8))
+    picture = _paint(np.ascontiguousarray(rgb), layers)
+    texts = [
+        f"{name} {score:.0%}" for name, score in zip(names, instances.scores[rows], strict=True)
+    ]
+    _label_objects(picture, shapes, texts, instances.scores[rows], labels)
+    return picture
+
+
+def _traced(
+    instances: Instances, shape: tuple[int, int]
+) -> tuple[GeometryArray, npt.NDArray[np.intp]]:
+    """Return the outlines of masks in px of the tile, and whose they are."""
+    window = Window(0, 0, shape[1], shape[0])
+    tile = Tile((0, 0), core=window, window=window)
+    shapes, rows = [np.zeros(0, object)], [np.zeros(0, np.intp)]
+    for row in range(len(instances)):
+        one = Instances(
+            instances.boxes[row : row + 1],
+            instances.scores[row : row + 1],
+            instances.labels[row : row + 1],
+            instances.masks[row : row + 1],
+        )
+        found = vectorize(one, tile, tile_row=0, raster_shape=shape, min_area_px=0.0)
+        shapes.append(found.polygons)
+        rows.append(np.full(len(found), row, np.intp))
+    return np.concatenate(shapes), np.concatenate(rows)
 
 
 def draw_objects(
@@ -161,6 +304,7 @@ def draw_objects(
     truth: gpd.GeoDataFrame | None = None,
     regions: gpd.GeoDataFrame | None = None,
     width_px: float | None = None,
+    labels: Labels = "none",
 ) -> Pixels:
     """Return the imagery with objects drawn over it, as :func:`write_preview` does.
 
@@ -170,6 +314,8 @@ def draw_objects(
         As there.
     width_px : float, optional
         Width of the outlines; by default 1.8, or 1 where objects are small.
+    labels : {'auto', 'all', 'none'}
+        Class (where there are several) and score at each object; 'auto': where there is room.
 
     Returns
     -------
@@ -185,18 +331,36 @@ def draw_objects(
     if truth is not None:
         shown = _to_picture(truth, frame)[1]
         layers.append(_Layer(_outlines(shown, width), TRUTH_COLOUR, 1.0))
-    layers += _object_layers(objects, rows, shapes, width)
-    labels: list[tuple[str, float, float]] = []
+    names, colours = _kinds(objects)
+    layers += _object_layers(names[rows], shapes, width, colours)
+    placed = rows, shapes
+    texts: list[tuple[str, float, float]] = []
     if regions is not None:
         rows, shapes = _to_picture(regions, frame)
         layers.append(_Layer(_outlines(shapes, 5.0), (0, 0, 0), 0.45))
         layers.append(_Layer(_outlines(shapes, 2.0), REGION_COLOUR, 1.0))
-        labels = _region_labels(regions, rows, shapes, shape)
+        texts = _region_labels(regions, rows, shapes, shape)
     picture = _paint(pixels, layers)
+    if labels != "none":
+        rows, shapes = placed
+        scores = objects["score"].to_numpy(np.float64) if "score" in objects.columns else None
+        said = _object_texts(names, None if scores is None else scores, several=len(colours) > 1)
+        rank = np.zeros(len(rows)) if scores is None else scores[rows]
+        _label_objects(picture, shapes, [said[r] for r in rows], rank, labels)
+        if len(colours) > 1:
+            _add_legend(picture, colours)
     scale = max(1, round(min(shape) / 500))
-    for text, x, y in labels:
-        _write_text(picture, text, (x, y), scale)
+    for text, x, y in texts:
+        write_text(picture, text, (x, y), scale)
     return picture
+
+
+def _enlarge(pixels: Pixels, transform: Affine, max_px: int) -> tuple[Pixels, Affine]:
+    """Repeat the pixels of a small part, so that outlines and text on it can be told apart."""
+    zoom = min(_LARGEST_ZOOM, max_px // max(pixels.shape[:2]))
+    if zoom <= 1:
+        return pixels, transform
+    return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1), transform @ Affine.scale(1 / zoom)
 
 
 def shrink(pixels: Pixels, transform: Affine, max_px: int) -> tuple[Pixels, Affine]:
@@ -305,17 +469,25 @@ def _outlines(shapes: GeometryArray, width_px: float) -> GeometryArray:
     return cast("GeometryArray", shapely.buffer(lines, width_px / 2, quad_segs=2))
 
 
+def _kinds(objects: gpd.GeoDataFrame) -> tuple[npt.NDArray[np.object_], dict[str, Colour]]:
+    """Return the class of each row, and the colour of each class.
+
+    From all rows, seen or not: the colour of a class is the same in every picture.
+    """
+    if "class" not in objects.columns:
+        return np.full(len(objects), "", dtype=object), class_colours([""] * bool(len(objects)))
+    names = objects["class"].astype(str).to_numpy(dtype=object)
+    return names, class_colours(names)
+
+
 def _object_layers(
-    objects: gpd.GeoDataFrame, rows: npt.NDArray[np.intp], shapes: GeometryArray, width: float
+    names: npt.NDArray[np.object_],
+    shapes: GeometryArray,
+    width: float,
+    colours: dict[str, Colour],
 ) -> list[_Layer]:
     """Return fills of all classes, then outlines of all, so that no fill hides an outline."""
-    if "class" in objects.columns:
-        kinds = objects["class"].astype(str).to_numpy()
-    else:
-        kinds = np.full(len(objects), "", dtype=object)
-    # from all classes, seen or not: the colour of a class is the same in every picture
-    colours = class_colours(kinds)
-    shown = {name: shapes[kinds[rows] == name] for name in colours}
+    shown = {name: shapes[names == name] for name in colours}
     fills = [_Layer(s, colours[n], FILL_ALPHA) for n, s in shown.items()]
     return fills + [_Layer(_outlines(s, width), colours[n], 1.0) for n, s in shown.items()]
 
@@ -381,17 +553,84 @@ def _show(value: object) -> str:
     return str(value)[:20]
 
 
-def _write_text(picture: Pixels, text: str, centre: tuple[float, float], scale: int) -> None:
-    """Write white capitals on a dark plate, in place, centred, kept inside the picture."""
-    dots = [np.zeros((7, 1), bool)]
-    for letter in text.upper():
-        rows = bytes.fromhex(_GLYPHS.get(letter, _GLYPHS["?"]))
-        glyph = np.unpackbits(np.frombuffer(rows, np.uint8)[:, None], axis=1)[:, 3:].astype(bool)
-        dots += [glyph, np.zeros((7, 1), bool)]
-    ink = np.pad(np.hstack(dots), 1).repeat(scale, axis=0).repeat(scale, axis=1)
+def _object_texts(
+    names: npt.NDArray[np.object_], scores: DoubleArray | None, *, several: bool
+) -> list[str]:
+    """Return what to write at each object: its class if there are several, and its score."""
+    said = []
+    for row, name in enumerate(names.tolist()):
+        parts = [str(name)[:20]] if several and name else []
+        if scores is not None and np.isfinite(scores[row]):
+            parts.append(f"{scores[row]:.0%}")
+        said.append(" ".join(parts))
+    return said
+
+
+def _label_objects(
+    picture: Pixels,
+    shapes: GeometryArray,
+    texts: Sequence[str],
+    rank: npt.NDArray[Any],
+    labels: Labels,
+) -> None:
+    """Write texts at their objects, the surest first; 'auto' leaves out what has no room."""
+    if labels == "none" or not len(shapes):
+        return
+    taken = np.zeros(picture.shape[:2], bool)
+    bounds = shapely.bounds(shapes)
+    # as large as most objects bear, up to three times
+    typical = float(np.median(bounds[:, 2] - bounds[:, 0]))
+    scale = int(np.clip(typical // 60, 1, 3))
+    for row in np.argsort(-np.asarray(rank, np.float64), kind="stable").tolist():
+        if not texts[row]:
+            continue
+        ink = ink_of(texts[row], scale)
+        x0, y0, x1, y1 = bounds[row]
+        room = ink.shape[1] <= _ROOM * (x1 - x0) and ink.shape[0] <= _ROOM * (y1 - y0)
+        if labels == "auto" and not room:
+            continue
+        centre = (x0 + x1) / 2, (y0 + y1) / 2
+        here = place_of(picture, ink, centre)
+        if labels == "auto" and taken[here].any():
+            continue
+        taken[here] = True
+        print_ink(picture, ink, here)
+
+
+def _add_legend(picture: Pixels, colours: dict[str, Colour]) -> None:
+    """Write the classes in the upper left corner, each beside its colour."""
+    scale = max(1, round(min(picture.shape[:2]) / 700))
+    top, left = 4 * scale, 4 * scale
+    for name, colour in colours.items():
+        ink = ink_of(f"  {name[:20]}", scale)
+        here = np.s_[top : top + ink.shape[0], left : left + ink.shape[1]]
+        if top + ink.shape[0] > picture.shape[0] or left + ink.shape[1] > picture.shape[1]:
+            return
+        print_ink(picture, ink, here)
+        patch = picture[here][2 * scale : -2 * scale, 2 * scale : 9 * scale]
+        patch[:] = colour
+        top += ink.shape[0]
+
+
+def _add_scale_bar(picture: Pixels, metres_per_px: float) -> None:
+    """Draw a bar of a round length in the lower left corner."""
     height, width = picture.shape[:2]
-    top = int(np.clip(centre[1] - ink.shape[0] / 2, 0, max(0, height - ink.shape[0])))
-    left = int(np.clip(centre[0] - ink.shape[1] / 2, 0, max(0, width - ink.shape[1])))
-    plate = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
+    longest = 0.25 * width * metres_per_px
+    if min(height, width) < 120 or not math.isfinite(longest) or longest <= 0:
+        return
+    power = 10.0 ** math.floor(math.log10(longest))
+    length = max(step * power for step in (1, 2, 5) if step * power <= longest)
+    scale = max(1, round(min(height, width) / 700))
+    text = f"{length:g} m" if length < 1000 else f"{length / 1000:g} km"
+    ink = ink_of(text, scale)
+    long_px, thick = round(length / metres_per_px), 2 * scale
+    tall = ink.shape[0] + thick + 3 * scale
+    wide = max(long_px, ink.shape[1]) + 4 * scale
+    top, left = height - tall - 4 * scale, 4 * scale
+    plate = picture[top : top + tall, left : left + wide]
     plate[:] = plate // 4
-    plate[ink[: plate.shape[0], : plate.shape[1]]] = 255
+    words = plate[: ink.shape[0], 2 * scale : 2 * scale + ink.shape[1]]
+    words[ink] = 255
+    plate[ink.shape[0] + scale : ink.shape[0] + scale + thick, 2 * scale : 2 * scale + long_px] = (
+        255
+    )

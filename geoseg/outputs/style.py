@@ -50,6 +50,7 @@ CHANGE_COLOURS: dict[str, Colour] = {
     "gone": (225, 50, 45),
     "split": (40, 110, 240),
     "merged": (0, 180, 190),
+    "not comparable": (90, 90, 90),
 }
 SCORE_STEPS: tuple[tuple[float, float, Colour], ...] = (
     (0.0, 0.5, (200, 30, 140)),

@@ -35,6 +35,8 @@ class Painter:
     """Pixel size, metres."""
     density: float = 1.0
     """As in :class:`~geoseg.scenes.streets.StreetNet`."""
+    flight: int = 0
+    """Another number, another day over the same town: other noise and uneven light."""
 
     @cached_property
     def town(self) -> Town:
@@ -146,8 +148,9 @@ class Painter:
     def _expose(self, lit: FloatArray, rect: Rect) -> npt.NDArray[np.uint8]:
         """Blur, sharpen, add noise and uneven light, and round; lit has the blur's margin."""
         style, inner = self.town.style, slice(_BLUR_PX, -_BLUR_PX)
-        uneven = 1 + 0.16 * (field(rect, self.gsd_m, 160.0, self.seed * 71 + 5) - 0.5)
-        noise = grain(rect, self.seed * 71 + 6)
+        key = self.seed * 71 + self.flight * 7919
+        uneven = 1 + 0.16 * (field(rect, self.gsd_m, 160.0, key + 5) - 0.5)
+        noise = grain(rect, key + 6)
         # cameras sharpen brightness, and do it a little too much
         grey = lit.mean(axis=0)
         wide = gaussian_filter1d(grey, 1.2, axis=0, truncate=3.5)
@@ -161,7 +164,7 @@ class Painter:
             # bright surfaces come close to white, dark ones keep their colour
             soft = np.maximum(soft, 0)
             soft *= np.float32(1.22) - np.float32(0.16) * soft
-            own = grain(rect, self.seed * 71 + 7 + band)
+            own = grain(rect, key + 7 + band)
             soft += np.float32(style.grain) * (0.8 * noise + 0.6 * own)
             soft += np.float32(style.haze) * (1 - soft)
             out[band] = np.clip(soft * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -50,7 +50,7 @@ class TownFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class Scene:
     """Settings of a scene and what follows from them."""
 
     painter: Painter
@@ -58,6 +58,10 @@ class _Scene:
     height_px: int
     crs: str
     hole: DoubleArray | None
+    origin_px: tuple[int, int] = (0, 0)
+    """Column and row of the town's own frame at which the raster begins."""
+    offset_m: tuple[float, float] = (0.0, 0.0)
+    """East and north by which all lies off its true place."""
 
     @property
     def gsd_m(self) -> float:
@@ -72,11 +76,20 @@ class _Scene:
     @property
     def transform(self) -> Affine:
         """Map from pixel edges to the CRS."""
-        return Affine(self.gsd_m, 0, _ORIGIN[0], 0, -self.gsd_m, _ORIGIN[1])
+        g, (x, y), (east, north) = self.gsd_m, self.origin_px, self.offset_m
+        return Affine(g, 0, _ORIGIN[0] + x * g + east, 0, -g, _ORIGIN[1] - y * g + north)
+
+    @property
+    def extent_m(self) -> tuple[float, float, float, float]:
+        """What the raster shows: x0, y0, x1, y1 in metres below the town's corner."""
+        (x, y), (width, height) = self.origin_px, self.size_m
+        x0, y0 = x * self.gsd_m, y * self.gsd_m
+        return x0, y0, x0 + width, y0 + height
 
     def to_crs(self, shapes: GeometryArray) -> GeometryArray:
-        """Map shapes from metres below the raster's corner to the CRS."""
-        out: GeometryArray = shapely.transform(shapes, lambda xy: xy * (1, -1) + _ORIGIN)
+        """Map shapes from metres below the town's corner to the CRS, as the raster shows them."""
+        corner = np.add(_ORIGIN, self.offset_m)
+        out: GeometryArray = shapely.transform(shapes, lambda xy: xy * (1, -1) + corner)
         return out
 
 
@@ -127,33 +140,33 @@ def render_town(
     OutputError
         If the folder cannot be made.
     """
-    _check_size(width_px, height_px, gsd_m)
-    _check_content(seed, crs, density)
+    check_size(width_px, height_px, gsd_m)
+    check_content(seed, crs, density)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error}") from error
     ring = hole_ring(width_px * gsd_m, height_px * gsd_m, seed) if hole else None
-    scene = _Scene(Painter(seed, gsd_m, density), width_px, height_px, crs, ring)
+    scene = Scene(Painter(seed, gsd_m, density), width_px, height_px, crs, ring)
     files = TownFiles(
         folder / "town.tif",
         folder / "footprints.gpkg",
         folder / "regions.gpkg",
         folder / "aoi.gpkg",
     )
-    _write_image(scene, files.image)
-    with _fixed_date():
-        _write_footprints(scene, files.footprints)
+    write_image(scene, files.image)
+    with fixed_date():
+        write_footprints(scene, files.footprints)
         regions = region_polygons(scene.painter.town.net, *scene.size_m)
         names = [f"Ward {k + 1}" for k in range(len(regions))]
-        _write_layer(scene, files.regions, "regions", regions, {"region": names})
+        write_layer(scene, files.regions, "regions", regions, {"region": names})
         aoi = np.array([aoi_polygon(*scene.size_m, seed)], object)
-        _write_layer(scene, files.aoi, "aoi", aoi, {"name": ["area of interest"]})
+        write_layer(scene, files.aoi, "aoi", aoi, {"name": ["area of interest"]})
     return files
 
 
-def _check_size(width_px: int, height_px: int, gsd_m: float) -> None:
+def check_size(width_px: int, height_px: int, gsd_m: float) -> None:
     """Refuse sizes outside their range."""
     if min(width_px, height_px) < 64:
         raise ConfigError(
@@ -163,7 +176,7 @@ def _check_size(width_px: int, height_px: int, gsd_m: float) -> None:
         raise ConfigError(f"gsd_m is {gsd_m}; expected 0.03 to 2 metres per pixel")
 
 
-def _check_content(seed: int, crs: str, density: float) -> None:
+def check_content(seed: int, crs: str, density: float) -> None:
     """Refuse what the scene cannot be made of or lie in."""
     if seed < 0:
         raise ConfigError(f"seed is {seed}; expected a whole number of at least 0")
@@ -179,7 +192,7 @@ def _check_content(seed: int, crs: str, density: float) -> None:
         )
 
 
-def _write_image(scene: _Scene, path: Path) -> None:
+def write_image(scene: Scene, path: Path) -> None:
     """Paint the scene into a tiled GeoTIFF, then turn it into a COG."""
     raw = path.with_name("." + path.name + ".part")
     path.unlink(missing_ok=True)
@@ -205,13 +218,13 @@ def _write_image(scene: _Scene, path: Path) -> None:
         raw.unlink(missing_ok=True)
 
 
-def _paint_windows(scene: _Scene, dataset: DatasetWriter) -> None:
+def _paint_windows(scene: Scene, dataset: DatasetWriter) -> None:
     """Paint and write one window after the other."""
     for y in range(0, scene.height_px, _WINDOW_PX):
         for x in range(0, scene.width_px, _WINDOW_PX):
             width = min(_WINDOW_PX, scene.width_px - x)
             height = min(_WINDOW_PX, scene.height_px - y)
-            rect = Rect(x, y, width, height)
+            rect = Rect(x + scene.origin_px[0], y + scene.origin_px[1], width, height)
             pixels, _ = scene.painter.paint(rect)
             window = Window(x, y, width, height)
             if scene.hole is not None:
@@ -250,13 +263,12 @@ def valid_pixels(rect: Rect, gsd_m: float, hole: DoubleArray) -> BoolArray:
     return valid
 
 
-def _footprints(scene: _Scene) -> Iterator[tuple[GeometryArray, list[str]]]:
+def _footprints(scene: Scene) -> Iterator[tuple[GeometryArray, list[str]]]:
     """Yield the visible footprints block by block, metres, with the shapes of their roofs."""
-    width_m, height_m = scene.size_m
-    extent = shapely.box(0, 0, width_m, height_m)
+    extent = shapely.box(*scene.extent_m)
     seen = extent if scene.hole is None else extent - shapely.Polygon(scene.hole)
     town = scene.painter.town
-    for cell in town.net.cells_in((0.0, 0.0, width_m, height_m)):
+    for cell in town.net.cells_in(scene.extent_m):
         houses = town.block(cell).houses
         if not houses:
             continue
@@ -270,7 +282,7 @@ def _footprints(scene: _Scene) -> Iterator[tuple[GeometryArray, list[str]]]:
             yield parts[keep], [houses[k].roof for k in owner[keep].tolist()]
 
 
-def _write_footprints(scene: _Scene, path: Path) -> None:
+def write_footprints(scene: Scene, path: Path) -> None:
     """Write the footprints in chunks of bounded size."""
     shapes: list[GeometryArray] = []
     roofs: list[str] = []
@@ -286,7 +298,7 @@ def _write_footprints(scene: _Scene, path: Path) -> None:
             "roof": np.array(roofs, object),
             "area_m2": np.round(shapely.area(gathered), 2),
         }
-        _write_layer(scene, path, "footprints", gathered, columns, append=written > 0)
+        write_layer(scene, path, "footprints", gathered, columns, append=written > 0)
         written += len(gathered)
         shapes.clear()
         roofs.clear()
@@ -300,8 +312,8 @@ def _write_footprints(scene: _Scene, path: Path) -> None:
         flush()
 
 
-def _write_layer(
-    scene: _Scene,
+def write_layer(
+    scene: Scene,
     path: Path,
     layer: str,
     shapes: GeometryArray,
@@ -309,7 +321,7 @@ def _write_layer(
     *,
     append: bool = False,
 ) -> None:
-    """Write shapes (metres below the raster's corner) to a GeoPackage."""
+    """Write shapes (metres below the town's corner) to a GeoPackage."""
     if not append:
         path.unlink(missing_ok=True)
     kind = "Polygon"
@@ -328,7 +340,7 @@ def _as_multi(shape: shapely.Geometry) -> shapely.Geometry:
 
 
 @contextmanager
-def _fixed_date() -> Iterator[None]:
+def fixed_date() -> Iterator[None]:
     """Let GeoPackages carry a fixed date, so that the same seed gives the same bytes."""
     option = "OGR_CURRENT_DATE"
     before = pyogrio.get_gdal_config_option(option)
