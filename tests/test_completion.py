@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rasterio.rio.main import main_group
 
 from geoseg.cli.main import VERBS, main
-from geoseg.cli.rio import command as rio_command
+from geoseg.cli.rio import plugin as rio_command
 
 ROOT = Path(__file__).parents[1]
 CALL = f"{sys.executable} -c 'import sys; from geoseg.cli.main import main; sys.exit(main())'"

@@ -98,7 +98,7 @@ def test_count_by_region(jobs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[count]\nobjects = 'o.gpkg'", "names no regions; add regions = ... to [count]"),
+        ("[count]\nobjects = 'o.gpkg'", "no regions to count in; name a file of polygons"),
         ("[count]\nregoins = 'r.gpkg'", "unknown key 'regoins' in [count]; did you mean 'regions'"),
         ("[count]\nobjects = 3", "objects = 3 in [count]; expected Path"),
         ("[count]\nobjects = 'o'\nregions = 'r'\nrule = 1", "rule = 1 in [count]; expected str"),
@@ -120,4 +120,4 @@ def test_a_rule_that_is_none(jobs, tmp_path, capsys):
     shutil.copy(tmp_path / "demo" / "footprints.gpkg", tmp_path / "demo" / "objects.gpkg")
     job.write_text(job.read_text().replace('"point"', '"centroid"'))
     assert main(["run", str(job)]) == 2
-    assert "rule is 'centroid'; expected one of point, area, intersects" in capsys.readouterr().err
+    assert "rule is 'centroid'; expected point, area or intersects" in capsys.readouterr().err

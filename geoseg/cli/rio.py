@@ -13,7 +13,7 @@ import click
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def command(context: click.Context, arguments: tuple[str, ...]) -> None:
+def plugin(context: click.Context, arguments: tuple[str, ...]) -> None:
     """Run geoseg with ARGUMENTS, by its own entry point: errors are a line, exit codes its own."""
     from geoseg.cli.main import main
 
