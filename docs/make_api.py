@@ -28,8 +28,12 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
         "From objects to numbers. All take and give GeoDataFrames.",
         [
             "geoseg.count",
+            "geoseg.objects.cells.make_grid",
+            "geoseg.objects.expected.Calibration",
             "geoseg.compare",
+            "geoseg.objects.compare.CompareSettings",
             "geoseg.objects.compare.Comparison",
+            "geoseg.objects.tracks.tracks",
             "geoseg.evaluate",
             "geoseg.objects.evaluate.Evaluation",
             "geoseg.objects.evaluate.threshold_curve",
@@ -65,7 +69,14 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     ),
     "Pictures and rendered towns": (
         "To look at, and to test on.",
-        ["geoseg.outputs.preview.preview_image", "geoseg.scenes.town.render_town"],
+        [
+            "geoseg.outputs.preview.preview_image",
+            "geoseg.outputs.preview.draw_instances",
+            "geoseg.outputs.report.write_page",
+            "geoseg.jobs.report.report_run",
+            "geoseg.scenes.town.render_town",
+            "geoseg.scenes.dates.render_two_dates",
+        ],
     ),
 }
 """Heading to introduction and names; errors follow by themselves."""

@@ -219,7 +219,9 @@ def test_detect_prints_numbers_that_add_up(painted, tmp_path, capfd):
     told = json.loads(out)
     assert told["objects"] == pyogrio.read_info(output, layer="objects")["features"] > 20
     assert told["supertiles"] == {"done": 1}
-    assert "1 of 1 supertiles" in err
+    events = [json.loads(line)["event"] for line in err.splitlines()]
+    assert "supertile done" in events
+    assert events[-1] == "finished"
     assert main(["detect", str(painted), "-o", str(output), *OWN, "--overwrite"]) == 0
     out, _ = capfd.readouterr()
     assert f"{told['objects']} objects in " in out
