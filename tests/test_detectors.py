@@ -201,7 +201,7 @@ def test_a_detector_without_masks_gives_boxes(make_raster):
     image = make_raster(pixels=paint(RECTANGLES), transform=map_of(0.13))
     objects = geoseg.detect(image, detector=Boxes(), tile_size=128, overlap=48, workers=1)
     check_rectangles(objects, 0.13, off=0.01, iou=0.999)
-    with pytest.raises(geoseg.errors.TileError, match=r"raised TileError.*leaves \[0, 1\]"):
+    with pytest.raises(geoseg.errors.TileError, match=r"detect: Instances.scores leaves \[0, 1\]"):
         geoseg.detect(image, detector=Boxes(factor=7), workers=1)
 
 
