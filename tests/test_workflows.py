@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import openpyxl
 import pyogrio
 import pytest
 import rasterio
@@ -50,6 +51,10 @@ def test_overnight_is_a_folder_of_images(jobs, tmp_path, capsys):
     regions = pyogrio.read_dataframe(output, layer="regions")
     assert 0 < regions["count"].sum() <= len(objects)
     assert "overnight.gpkg" in capsys.readouterr().out
+    page = tmp_path / "demo" / "overnight.geoseg-run" / "report.html"
+    assert f"{len(objects):,} objects in" in page.read_text("utf-8")
+    sheet = openpyxl.load_workbook(tmp_path / "demo" / "counts.xlsx").worksheets[0]
+    assert sheet.max_row > len(regions)
     # a second run does not touch what is there
     before = output.stat().st_mtime_ns
     assert main(["run", str(job)]) == 0
