@@ -81,7 +81,7 @@ def test_the_wheel_holds_package_model_and_licences_and_nothing_else(dist):
     assert about["License-Expression"] == "MIT"
     assert about["Version"] == geoseg.__version__
     assert about["Requires-Python"] == ">=3.11"
-    assert "geoseg = geoseg.cli.main:main" in points
+    assert "geoseg = geoseg.cli.main:entry" in points
     assert "geoseg = geoseg.cli.rio:plugin" in points
     assert sizes[MODEL] > 10_000_000
     assert max(size for name, size in sizes.items() if name != MODEL) < LARGEST
