@@ -29,10 +29,13 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
         raise click.BadParameter("expected native or metres per pixel, such as 0.13") from error
 
 
-def _once(_context: click.Context, _option: click.Parameter, value: tuple[Path, ...]) -> Path:
+def _once(
+    _context: click.Context, _option: click.Parameter, value: tuple[Path, ...]
+) -> Path | None:
     if len(value) > 1:
         raise click.BadParameter(f"given {len(value)} times; name further files with --also")
-    return value[0]
+    # geoseg plan wants none
+    return value[0] if value else None
 
 
 @click.command(short_help="Find objects in images and write them as polygons.")
