@@ -333,7 +333,7 @@ class _HandOut(Generic[Task, Result]):
     def _settle(self, future: Any) -> tuple[Task, Result | Exception] | None:
         """Return a task with what became of it; None if it is tried again."""
         _, task, attempt, begun = self.out.pop(future.key)
-        self.cluster.look()
+        self._look_around()
         result, error = self._fetch(future)
         if error is None:
             self.workers.took(time.monotonic() - begun)
