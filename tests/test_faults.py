@@ -28,6 +28,7 @@ import psutil
 import pyogrio
 import pytest
 import rasterio
+from filelock import FileLock
 from kills import random_kill, stage_lengths
 from painted import Scene, blob_scene
 from rasterio.windows import Window
@@ -735,6 +736,15 @@ def test_shards_hold_their_locks_side_by_side(tmp_path):
                 pass
     with run_dir.locked():
         pass
+
+
+def test_a_shard_starts_while_another_looks_at_its_lock(tmp_path):
+    run_dir = RunDirectory(tmp_path)
+    looking = FileLock(tmp_path / "lock-2-of-3", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.5, looking.release).start()
+    with run_dir.locked((2, 3)):
+        assert (tmp_path / "owner-2-of-3.json").exists()
 
 
 # --- the executor ----------------------------------------------------------------------------

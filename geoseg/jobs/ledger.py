@@ -26,6 +26,8 @@ REPORTED = ("report.html", "regions.parquet", "coverage.parquet")
 """The page of a run, and the tables that it is made from."""
 SHARD_WAIT_S = 20.0
 """Shards that start at the same time wait for each other to look at the directory."""
+LOOK_WAIT_S = 2.0
+"""A lock that is only looked at is free again by then."""
 KEPT = ("outputs", "writing", "objects_file", "joined_seams")
 """What a run that goes on keeps of the manifest: whose the output is, and what is joined."""
 
@@ -188,7 +190,8 @@ class RunDirectory:
                 yield
                 return
             name = f"{shard[0]}-of-{shard[1]}"
-            mine = self._acquire(f"lock-{name}", f"owner-{name}.json")
+            # another shard may be looking whether this lock is held
+            mine = self._acquire(f"lock-{name}", f"owner-{name}.json", wait_s=LOOK_WAIT_S)
             stack.callback(mine.release)
             self._sign(self.path / f"owner-{name}.json", stack)
             # the whole lock was only held to keep a whole run from starting meanwhile
