@@ -259,7 +259,7 @@ class _Job:
             notes=run_notes(plan, n_objects, summaries),
             tiles_failed=_tiles_failed(summaries),
             already_done=done and work.n_before == plan.n_supertiles,
-            also=settings.also,
+            also=tuple(path for path in (*settings.also, settings.counts) if path is not None),
         )
         self._write_manifest(result, summaries, ran)
         return replace(result, report=self._report(result, summaries))
