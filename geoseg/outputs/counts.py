@@ -8,9 +8,7 @@ gets an apostrophe in front (OWASP, CSV injection), in XLSX its cell is typed as
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from geoseg.errors import OutputError
+from geoseg.outputs.publish import put, scratch
 from geoseg.outputs.tables import (
     DRIVERS,
     check_output,
@@ -88,20 +87,12 @@ def write_counts(path: str | Path, counted: gpd.GeoDataFrame, *, overwrite: bool
     if suffix not in {".csv", ".xlsx"}:
         return write_table(path, counted, layer="regions", overwrite=overwrite)
     table = pd.DataFrame(counted.drop(columns=counted.geometry.name))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        try:
-            if suffix == ".csv":
-                _write_csv(temporary, table)
-            else:
-                _write_xlsx(temporary, table, counted.attrs)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            if path.exists() and not overwrite:
-                raise OutputError(f"output {path} exists by now; give --overwrite or another name")
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"writing {path} failed ({error}); choose another place") from error
+    with scratch(path) as temporary:
+        if suffix == ".csv":
+            _write_csv(temporary, table)
+        else:
+            _write_xlsx(temporary, table, counted.attrs)
+        put(temporary, path, overwrite=overwrite)
     return path
 
 
