@@ -171,6 +171,8 @@ def main() -> None:
         f"{options.supertiles}`). Driver, scheduler and workers share the cores.\n\n"
         + table(["per supertile", "measured"], rows)
         + f"\n\nResident memory, MB:\n\n{mb}\n\n"
+        "What the driver keeps are the rows of the coverage layer; what the scheduler keeps are "
+        "logs of Dask's.\n\n"
         f"Of a ten-hour night of {NIGHT_SUPERTILES:,} supertiles, "
         f"driver and scheduler take {found['share_of_night']:.2%} of one core; all of it, workers' "
         f"share included, would be {found['wall_share_of_night']:.2%} of the night on these "
