@@ -13,7 +13,7 @@ from runs import calls, events_of, job_over, manifest_of, parts_of, table
 from stubs import Stub
 
 from geoseg.errors import ConfigError, WorkerLostError
-from geoseg.jobs import parts, pipeline
+from geoseg.jobs import memory, parts, pipeline
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.ledger import MANIFEST, RunDirectory
 from geoseg.jobs.parts import Part, PartSummary, finished_part, write_part
@@ -233,3 +233,22 @@ def test_a_part_without_room_names_the_folder(tmp_path, monkeypatch):
     with pytest.raises(parts.OutputError, match=r"o\.geoseg-run failed \(No space.*MB are free"):
         write_part(run / "parts" / "k.parquet", BLANK)
     assert not list((run / "parts").iterdir())
+
+
+def test_freed_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
+    asked = []
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            asked.append(option)
+            return 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Libc())
+    memory.keep_freed_memory.cache_clear()
+    memory.keep_freed_memory()
+    memory.keep_freed_memory()
+    # M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, once
+    assert asked == [-8, -1, -3]
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    memory.keep_freed_memory.cache_clear()
+    memory.keep_freed_memory()

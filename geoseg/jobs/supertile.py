@@ -28,7 +28,7 @@ from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.device import leave_if_lost
-from geoseg.jobs.memory import peak_mb
+from geoseg.jobs.memory import keep_freed_memory, peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch_counted
@@ -269,6 +269,7 @@ def _on_network(clock: dict[str, float], stage: str, work: Callable[[], Result])
         with timed(clock, stage):
             return work()
 
+    keep_freed_memory()
     return _NETWORK.submit(timed_work).result()
 
 
