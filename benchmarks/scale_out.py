@@ -16,8 +16,6 @@ from geoseg.jobs.capacity import physical_cores
 from geoseg.jobs.pipeline import run_detect
 from geoseg.scenes.town import render_town
 
-DASK_START_S = 3.0
-
 
 def measure(image: Path, folder: Path, workers: int, supertile: int) -> dict[str, Any]:
     found = run_detect(
@@ -75,8 +73,8 @@ def main() -> None:
         "the same uid.\n\n"
         "What is missing to twice as fast: there are not twice as many cores. One worker computes "
         f"on all of them already (PyTorch has {physical_cores()} thread(s) there, one each with "
-        "two), and reads and traces beside that; two gain what threads lose to each other, and lose "
-        f"{DASK_START_S:.0f} s or so to starting Dask. Stages of two supertiles overlap, so 'at "
+        "two), and reads and traces beside that; two gain what threads lose to each other, and "
+        "lose the start of Dask. Stages of two supertiles overlap, so 'at "
         "work' may be more than the workers' time by the clock.\n\n"
         f"{machine()}\n"
     )
