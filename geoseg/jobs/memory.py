@@ -28,10 +28,9 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, to use it again; called before the network's thread.
 
     A network asks for the same big blocks tile after tile. Given back to the system each time,
-    every page of them has to be cleared anew: with the trimming that Dask's keepers set for their
-    workers a tile of the shipped model took 1.46 times as long, with glibc's own rules 1.13 times
-    on two threads. One arena for all threads keeps the largest process as large as before.
-    benchmarks/scale_out.py shows what is left of it. Elsewhere than on glibc nothing happens.
+    every page of them has to be cleared anew, and Dask's keepers make their workers trim most
+    eagerly: docs/adr/0003 has what that costs. One arena for all threads keeps the largest process
+    smaller. Elsewhere than on glibc nothing happens.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
