@@ -66,7 +66,7 @@ def main() -> None:
     text = (
         "# One and two workers\n\n"
         f"A rendered town of {options.size} px a side, supertiles of {options.supertile} px, the "
-        "shipped model.\n\n"
+        f"shipped model (`python benchmarks/scale_out.py --size {options.size}`).\n\n"
         + table(["seconds", "1 worker", "2 workers"], rows)
         + f"\n\nThroughput of the supertiles: x {figures['ratio_supertiles']}; of the whole run: x "
         f"{figures['ratio_total']}. {same} of {one['objects']} and {two['objects']} objects have "

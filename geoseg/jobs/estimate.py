@@ -34,6 +34,7 @@ from geoseg.errors import GeosegError, TileError
 from geoseg.imagery.check import map_validity
 from geoseg.jobs.capacity import local_workers, physical_cores, usable_gpus
 from geoseg.jobs.plan import RunPlan, plan_run
+from geoseg.jobs.progress import FINISH_S
 from geoseg.jobs.supertile import SupertileTask, run_supertile
 from geoseg.records import BoolArray, IntArray
 
@@ -56,8 +57,6 @@ BUSY = 0.15
 
 CLUSTER_START_S = 6.0
 """Starting Dask and its workers, beside loading the model."""
-FINISH_S = 0.0015
-"""Joining, writing and counting one object, by one process."""
 BASE_MB = 620.0
 """A process with torch and the libraries for rasters and geometries loaded."""
 TILE_BYTES_PER_PX = 900.0
@@ -211,8 +210,9 @@ def estimate_run(
     measured = _Measured(work, alone, crowded, bool(usable_gpus(plan)))
     memory = _memory(
         workers,
-        max(run.peak_mb for run in crowded or (alone,)),
-        "measured on the timed supertiles, per worker; the driver by a rule of thumb",
+        max(run.peak_mb for run in crowded or (alone,)) + max(map(_reading_mb, plan.images)),
+        "measured on the timed supertiles, per worker, and what reading the next one takes; the "
+        "driver by a rule of thumb",
     )
     estimate = Estimate(
         images=images,
@@ -592,21 +592,30 @@ def _rough_memory(plan: RunPlan, workers: int) -> MemoryEstimate:
     largest = 0.0
     for image in plan.images:
         tiles = image.tiles
-        side = min(tiles.supertile_size, max(image.grid.height, tiles.tile_size))
-        other = min(tiles.supertile_size, max(image.grid.width, tiles.tile_size))
-        per_px = len(image.bands) * np.dtype(image.info.dtype).itemsize + 1
         # tiles are cut out of the supertile as copies, and share ground
-        copies = 1 + (tiles.tile_size / (tiles.tile_size - tiles.overlap)) ** 2
-        network = TILE_BYTES_PER_PX * tiles.tile_size**2
-        resampling = 0.0 if image.grid.is_native else RESAMPLE_MB * 1e6
-        # neither the pixels of tiles nor the network are there while a supertile is read
-        pixels = side * other * per_px
-        largest = max(largest, pixels + resampling, pixels * copies + network)
+        copies = (tiles.tile_size / (tiles.tile_size - tiles.overlap)) ** 2
+        network = TILE_BYTES_PER_PX * tiles.tile_size**2 / 1e6
+        # the next supertile is read while the network looks at this one
+        largest = max(largest, _pixels_mb(image) * copies + network + _reading_mb(image))
     how = (
         f"by a rule of thumb: {BASE_MB:.0f} MB for torch and libraries, the pixels of a supertile "
         "and of its tiles, and the shipped network's needs; your own detector may need more"
     )
-    return _memory(workers, BASE_MB + largest / 1e6, how)
+    return _memory(workers, BASE_MB + largest, how)
+
+
+def _pixels_mb(image: ImagePlan) -> float:
+    """Return the pixels of one supertile with their mask, MB."""
+    tiles = image.tiles
+    side = min(tiles.supertile_size, max(image.grid.height, tiles.tile_size))
+    other = min(tiles.supertile_size, max(image.grid.width, tiles.tile_size))
+    per_px = len(image.bands) * np.dtype(image.info.dtype).itemsize + 1
+    return side * other * per_px / 1e6
+
+
+def _reading_mb(image: ImagePlan) -> float:
+    """Return what reading one supertile takes, MB."""
+    return _pixels_mb(image) + (0.0 if image.grid.is_native else RESAMPLE_MB)
 
 
 def _memory(workers: int, worker_mb: float, how: str) -> MemoryEstimate:

@@ -13,7 +13,7 @@ Progress = Callable[[int, int, int], None]
 what earlier runs finished. One that is a `Watcher` too is told of all events."""
 
 FINISH_S = 0.0015
-"""Joining, writing and counting one object: as `geoseg plan` reckons."""
+"""Joining, writing and counting one object, by one process; `geoseg plan` reckons with it too."""
 OBJECTS_PER_FOUND = 0.45
 """Objects of a detection: neighbouring tiles both see what their overlap shows."""
 RECENT = 20
