@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import geopandas as gpd
 import numpy as np
+import pyogrio
 import pytest
 import shapely
 from click.testing import CliRunner
@@ -417,9 +418,40 @@ def test_evaluate_gives_the_figures(capsys, tmp_path):
     assert told["mean_iou"] == pytest.approx(8 / 12, abs=1e-3)
     code, out, _ = run(capsys, "evaluate", objects, truth, "--iou", "0.7")
     assert code == 0
-    assert dict(line.split() for line in out.splitlines())["tp"] == "0"
+    whole, by_size = out.split("\n\n")
+    assert dict(line.split() for line in whole.splitlines())["tp"] == "0"
+    assert by_size.splitlines()[0].startswith("by size")
     told = json.loads(run(capsys, "evaluate", objects, truth, "--min-score", "0.7", "--json")[1])
     assert (told["tp"], told["fp"], told["fn"]) == (3, 0, 3)
+
+
+def test_evaluate_takes_it_apart(capsys, tmp_path):
+    kinds = {"class": ["boat"] * 5 + ["car"]}
+    objects = squares(tmp_path, shift=2.0, **kinds)
+    truth = squares(tmp_path, "truth.gpkg", "truth", **{"class": ["boat"] * 6})
+    judged, curves = str(tmp_path / "judged.gpkg"), str(tmp_path / "curves.png")
+    args = ["evaluate", objects, truth, "--regions", halves(tmp_path), "--sizes", "50"]
+    args += ["-o", judged, "--curves", curves]
+    code, out, _ = run(capsys, *args, "--by-class")
+    assert code == 0
+    confused = out.split("what was taken for what")[1].splitlines()
+    assert confused[1].split() == ["boat", "car", "(nothing)"]
+    assert confused[2].split() == ["boat", "5", "1", "0"]
+    code, out, _ = run(capsys, *args, "--overwrite", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert [row["to_m2"] for row in told["by_size"]] == [None]
+    assert told["by_region"] == {"regions": 2, "bias": 0, "mae": 0, "rmse": 0, "mae_share": 0}
+    assert "confusion" not in told
+    layers = {str(name) for name, _ in pyogrio.list_layers(judged)}
+    assert {"right", "false", "missed", "regions"} <= layers
+    assert Path(curves).stat().st_size > 5000
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert "exists" in one_line(err)
+    code, _, err = run(capsys, "evaluate", objects, truth, "--sizes", "a,b")
+    assert code == 2
+    assert "--sizes is a,b; expected areas in m2" in one_line(err)
 
 
 def test_evaluate_inside_an_aoi(capsys, tmp_path):

@@ -52,12 +52,12 @@ class PlaceFigures:
     @property
     def precision(self) -> float:
         """Share of the objects that are matched; NaN without objects."""
-        return _ratio(self.matched_objects, self.n_objects)
+        return share_of(self.matched_objects, self.n_objects)
 
     @property
     def recall(self) -> float:
         """Share of the true objects that are found; NaN without truth."""
-        return _ratio(self.found_truth, self.n_truth)
+        return share_of(self.found_truth, self.n_truth)
 
     @property
     def f1(self) -> float:
@@ -68,7 +68,7 @@ class PlaceFigures:
     @property
     def duplicate_rate(self) -> float:
         """Share of the objects that are duplicates; NaN without objects."""
-        return _ratio(self.duplicates, self.n_objects)
+        return share_of(self.duplicates, self.n_objects)
 
     def __add__(self, other: PlaceFigures) -> PlaceFigures:
         return PlaceFigures(*(getattr(self, k) + getattr(other, k) for k in self.__slots__))
@@ -113,12 +113,15 @@ class Evaluation:
     min_score: float | None
     """Score below which objects were left out, for the figures other than AP."""
     matches: pd.DataFrame = field(repr=False)
-    """One row per match: ``object`` and ``truth`` (index labels of the tables), ``iou``."""
+    """One row per match: ``object`` and ``truth`` (index labels of the tables), ``iou``, and what
+    each is called: ``kind`` and ``truth_kind``, '' in a table without a column ``class``."""
     ranking: pd.DataFrame = field(repr=False)
-    """One row per object of any score: ``object``, ``class``, ``score``, ``hit`` (matched at
+    """One row per object of any score: ``object``, ``class`` ('' where classes are not compared),
+    ``kind`` (its class all the same), ``score``, ``area_m2`` inside the AOI, ``hit`` (matched at
     ``iou_threshold``) and ``hit_50`` to ``hit_95``. What :func:`pool` needs."""
-    truth_classes: pd.Series = field(repr=False)
-    """Class of each true object; all the same where classes are not compared."""
+    truth: pd.DataFrame = field(repr=False)
+    """One row per true object: ``truth`` (index label), ``class`` and ``kind`` as above,
+    ``area_m2`` inside the AOI, ``found`` (by an object at or above ``min_score``)."""
     bands: PlaceFigures | None = None
     """Where two or more tiles looked; None unless asked for with ``in_band``."""
     interiors: PlaceFigures | None = None
@@ -126,7 +129,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, ready for JSON: NaN is None; bands and interiors if asked for."""
-        names = [name for name in self.__slots__ if not isinstance(getattr(self, name), _TABLES)]
+        names = [n for n in self.__slots__ if not isinstance(getattr(self, n), pd.DataFrame)]
         values = {name: getattr(self, name) for name in names if name not in _PLACES}
         figures: dict[str, Any] = {
             k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()
@@ -135,7 +138,6 @@ class Evaluation:
         return figures | {k: v.to_dict() for k, v in places.items() if v is not None}
 
 
-_TABLES = (pd.DataFrame, pd.Series)
 _PLACES = ("bands", "interiors")
 
 
@@ -207,28 +209,39 @@ def evaluate(
     ranking = {
         "object": objects.index.to_numpy()[found_rows],
         "class": found_classes,
+        "kind": _kinds(objects)[found_rows],
         "score": scores if "score" in objects.columns else np.full(len(scores), np.nan),
+        "area_m2": shapely.area(found),
         "hit": partner >= 0,
     }
     for step in AP_THRESHOLDS:
         ranking[_hit_name(step)] = _match(pairs, len(found), len(true), step)[0] >= 0
-    used = (partner >= 0) & (scores >= (-np.inf if min_score is None else min_score))
-    matches = pd.DataFrame(
+    kept = scores >= (-np.inf if min_score is None else min_score)
+    used = (partner >= 0) & kept
+    hit = np.isin(np.arange(len(true)), partner[used])
+    true_table = pd.DataFrame(
         {
-            "object": objects.index.to_numpy()[found_rows[used]],
-            "truth": truth.index.to_numpy()[true_rows[partner[used]]],
-            "iou": iou[used],
+            "truth": truth.index.to_numpy()[true_rows],
+            "class": true_classes,
+            "kind": _kinds(truth)[true_rows],
+            "area_m2": shapely.area(true),
+            "found": hit,
         }
     )
-    whole = _summarize(
-        pd.DataFrame(ranking), pd.Series(true_classes), matches, iou_threshold, min_score
+    matches = pd.DataFrame(
+        {
+            "object": ranking["object"][used],
+            "truth": true_table["truth"].to_numpy()[partner[used]],
+            "iou": iou[used],
+            "kind": ranking["kind"][used],
+            "truth_kind": true_table["kind"].to_numpy()[partner[used]],
+        }
     )
+    whole = _summarize(pd.DataFrame(ranking), true_table, matches, iou_threshold, min_score)
     if in_band is None:
         return whole
-    kept = scores >= (-np.inf if min_score is None else min_score)
     double = _doubles(pairs, partner, kept, found, true)
     bands = np.asarray(in_band[0], bool)[found_rows], np.asarray(in_band[1], bool)[true_rows]
-    hit = np.isin(np.arange(len(true)), partner[used])
     places = [
         _place_figures(used[objects_in & kept], double[objects_in & kept], hit[truth_in])
         for objects_in, truth_in in (bands, (~bands[0], ~bands[1]))
@@ -291,8 +304,7 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     -------
     Evaluation
         Figures over all objects and true objects together; each table has a column ``site``,
-        the place in ``evaluations``, but ``truth_classes``. Bands and interiors are told apart
-        if they are in all of them.
+        the place in ``evaluations``. Bands and interiors are told apart if they are in all.
 
     Raises
     ------
@@ -309,7 +321,7 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
     matches = pd.concat([e.matches.assign(site=i) for i, e in enumerate(evaluations)])
     whole = _summarize(
         ranking,
-        pd.concat([e.truth_classes for e in evaluations], ignore_index=True),
+        pd.concat([e.truth.assign(site=i) for i, e in enumerate(evaluations)], ignore_index=True),
         matches.reset_index(drop=True),
         evaluations[0].iou_threshold,
         evaluations[0].min_score,
@@ -438,9 +450,14 @@ def _scores(objects: gpd.GeoDataFrame) -> DoubleArray:
 
 def _classes(table: gpd.GeoDataFrame, rows: IntArray, *, by_class: bool) -> npt.NDArray[np.object_]:
     """Return the class of each row, or one name for all."""
-    if not by_class:
-        return np.full(len(rows), "", dtype=object)
-    return np.asarray(table["class"].astype(str), dtype=object)[rows]
+    return _kinds(table)[rows] if by_class else np.full(len(rows), "", dtype=object)
+
+
+def _kinds(table: gpd.GeoDataFrame) -> npt.NDArray[np.object_]:
+    """Return what each row is called; '' where the table has no classes."""
+    if "class" not in table.columns:
+        return np.full(len(table), "", dtype=object)
+    return np.asarray(table["class"].astype(str), dtype=object)
 
 
 def local_crs(*tables: gpd.GeoDataFrame | None) -> pyproj.CRS:
@@ -541,29 +558,29 @@ def _figures(hits: BoolArray, n_truth: int) -> dict[str, Any]:
         "tp": tp,
         "fp": fp,
         "fn": fn,
-        "precision": _ratio(tp, n_objects),
-        "recall": _ratio(tp, n_truth),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "count_error": _ratio(n_objects - n_truth, n_truth),
+        "precision": share_of(tp, n_objects),
+        "recall": share_of(tp, n_truth),
+        "f1": share_of(2 * tp, 2 * tp + fp + fn),
+        "count_error": share_of(n_objects - n_truth, n_truth),
     }
 
 
-def _ratio(part: float, whole: float) -> float:
-    """Divide; NaN for nothing of nothing."""
+def share_of(part: float, whole: float) -> float:
+    """Return part / whole, NaN where there is no whole."""
     return part / whole if whole else math.nan
 
 
 def _summarize(
     ranking: pd.DataFrame,
-    truth_classes: pd.Series,
+    truth: pd.DataFrame,
     matches: pd.DataFrame,
     iou_threshold: float,
     min_score: float | None,
 ) -> Evaluation:
     """Put the figures together from ranked objects and their hits."""
-    kept = ranking if min_score is None else ranking[_score_or_one(ranking) >= min_score]
-    figures = _figures(kept["hit"].to_numpy(dtype=bool), len(truth_classes))
-    by_step = [_mean_ap(ranking, truth_classes, _hit_name(step)) for step in AP_THRESHOLDS]
+    kept = kept_rows(ranking, min_score)
+    figures = _figures(kept["hit"].to_numpy(dtype=bool), len(truth))
+    by_step = [_mean_ap(ranking, truth["class"], _hit_name(step)) for step in AP_THRESHOLDS]
     return Evaluation(
         **figures,
         mean_iou=float(matches["iou"].mean()) if len(matches) else math.nan,
@@ -573,13 +590,13 @@ def _summarize(
         min_score=min_score,
         matches=matches,
         ranking=ranking,
-        truth_classes=truth_classes,
+        truth=truth,
     )
 
 
-def _score_or_one(ranking: pd.DataFrame) -> pd.Series:
-    """Return the scores, 1 where they are unknown."""
-    return ranking["score"].fillna(1.0)
+def kept_rows(ranking: pd.DataFrame, min_score: float | None) -> pd.DataFrame:
+    """Return the objects of a ranking at or above a score; unknown scores are 1."""
+    return ranking if min_score is None else ranking[ranking["score"].fillna(1.0) >= min_score]
 
 
 def _mean_ap(ranking: pd.DataFrame, truth_classes: pd.Series, column: str) -> float:

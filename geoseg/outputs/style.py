@@ -52,6 +52,11 @@ CHANGE_COLOURS: dict[str, Colour] = {
     "merged": (0, 180, 190),
     "not comparable": (90, 90, 90),
 }
+VERDICT_COLOURS: dict[str, Colour] = {
+    "TP": (40, 160, 80),
+    "FP": (225, 50, 45),
+    "FN": (40, 110, 240),
+}
 SCORE_STEPS: tuple[tuple[float, float, Colour], ...] = (
     (0.0, 0.5, (200, 30, 140)),
     (0.5, 0.7, (235, 75, 80)),
@@ -212,6 +217,11 @@ def style_changes(field: str = "change") -> Style:
     return _by_value(field, CHANGE_COLOURS, _FILL_ALPHA)
 
 
+def style_verdicts(field: str = "verdict") -> Style:
+    """Return the style of what was right, false and missed: one colour each."""
+    return _by_value(field, VERDICT_COLOURS, _FILL_ALPHA)
+
+
 def style_files() -> Style:
     """Return the style of an index of files: outlines with name and count."""
     outline = Symbol(None, (40, 40, 40), 0.5, casing=(255, 255, 255))
@@ -223,7 +233,8 @@ def default_styles(layers: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Style]:
 
     ``objects`` (by class; by score where there is one class, or more than `MAX_CLASSES`),
     ``regions`` (by density; labelled with the field in ``attrs['region_field']``, if there, and
-    the count), ``coverage`` (by status), ``changes`` (by kind) and ``files``.
+    the count), ``coverage`` (by status), ``changes`` (by kind), ``right``, ``false`` and ``missed``
+    (by verdict) and ``files``.
     """
     styles = {}
     for name, table in layers.items():
@@ -249,6 +260,8 @@ def _default_style(name: str, table: gpd.GeoDataFrame, columns: list[str]) -> St
         return style_coverage()
     if name == "changes" and "change" in columns:
         return style_changes()
+    if "verdict" in columns:
+        return style_verdicts()
     return style_files() if name == "files" else None
 
 

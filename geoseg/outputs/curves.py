@@ -1,0 +1,102 @@
+"""Draw what score thresholds give: precision over recall, and the count over the threshold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geoseg.errors import ConfigError
+from geoseg.objects.evaluate import Evaluation, curve_of
+from geoseg.outputs.formats import check_output
+from geoseg.outputs.publish import put, scratch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STEPS = np.round(np.arange(0.0, 1.0001, 0.01), 2)
+_BLUE, _ORANGE, _GREY = "#0b5fa5", "#c2410c", "#6b7280"
+
+
+def write_curves(path: str | Path, evaluation: Evaluation, *, overwrite: bool = False) -> Path:
+    """Write a PNG with two curves of one evaluation.
+
+    Left precision over recall, a point per score, with the threshold in use marked; right the
+    number of objects over the threshold beside the number of true ones, and F1.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .png.
+    evaluation : Evaluation
+        Of objects with scores.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ConfigError
+        If the objects had no scores.
+    OutputError
+        As `check_output`.
+    """
+    if evaluation.ranking["score"].isna().any():
+        raise ConfigError("curves need objects with a column 'score'")
+    path = check_output(path, overwrite, suffixes=(".png",))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # no pyplot: it would look for a screen, and keep figures
+    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _precision_over_recall(left, evaluation)
+    _count_over_threshold(right, evaluation)
+    with scratch(path) as temporary:
+        figure.savefig(temporary, format="png")
+        put(temporary, path, overwrite=overwrite)
+    return path
+
+
+def _precision_over_recall(axes: Axes, evaluation: Evaluation) -> None:
+    """Draw the curve that AP is the area of, before its precision is made to fall."""
+    hits = evaluation.ranking["hit"].to_numpy(dtype=bool)
+    tp = np.cumsum(hits)
+    recall = tp / max(evaluation.n_truth, 1)
+    axes.plot(recall, tp / np.arange(1, len(hits) + 1), color=_BLUE)
+    if evaluation.n_objects:
+        axes.plot(evaluation.recall, evaluation.precision, "o", color=_ORANGE)
+        axes.annotate(
+            f"threshold {evaluation.min_score:g}" if evaluation.min_score else "all objects",
+            (evaluation.recall, evaluation.precision),
+            textcoords="offset points",
+            xytext=(-8, -14),
+            ha="right",
+        )
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(
+        f"IoU {evaluation.iou_threshold:g}: AP50 {evaluation.ap50:.3f}, AP50:95 {evaluation.ap:.3f}"
+    )
+    axes.grid(alpha=0.3)
+
+
+def _count_over_threshold(axes: Axes, evaluation: Evaluation) -> None:
+    """Draw the number of objects from each threshold on, and F1 on the right axis."""
+    curve = curve_of(evaluation, _STEPS.tolist())
+    axes.plot(curve["min_score"], curve["n_objects"], color=_BLUE, label="objects")
+    axes.axhline(evaluation.n_truth, color=_GREY, linestyle="--", label="true ones")
+    axes.set(xlim=(0, 1), xlabel="score threshold", ylabel="count")
+    axes.set_ylim(bottom=0)
+    other = axes.twinx()
+    other.plot(curve["min_score"], curve["f1"], color=_ORANGE, label="F1")
+    other.set(ylim=(0, 1.02), ylabel="F1")
+    lines = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="lower left")
+    axes.set_title("count and F1 by threshold")
+    axes.grid(alpha=0.3)
