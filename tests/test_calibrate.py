@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from test_evaluate import UTM, X0, Y0
 
+from geoseg.cli.main import main
 from geoseg.errors import ConfigError
 from geoseg.objects.calibrate import fit_calibration, reliability
 from geoseg.objects.evaluate import evaluate
@@ -108,6 +110,39 @@ def test_a_plain_count_would_be_wrong_where_the_expected_one_is_right():
     mean, _ = fitted.expect(area.ranking["score"].to_numpy(), area.ranking["area_m2"].to_numpy())
     assert area.n_objects > 1.2 * area.n_truth
     assert mean.sum() == pytest.approx(area.n_truth, rel=0.1)
+
+
+def test_a_file_of_labels_gives_what_count_takes(tmp_path):
+    rng = np.random.default_rng(9)
+    towns = [area_of_town(rng) for _ in range(6)]
+    far = [
+        tuple(t.assign(geometry=t.translate(0, -9000.0 * i)) for t in town)
+        for i, town in enumerate(towns)
+    ]
+    objects, truth = (pd.concat(tables, ignore_index=True) for tables in zip(*far, strict=True))
+    areas = gpd.GeoDataFrame(
+        {"name": [f"area {i}" for i in range(6)]},
+        geometry=[
+            shapely.box(X0 - 50, Y0 - 9000 * i - 8000, X0 + 1300, Y0 - 9000 * i + 900)
+            for i in range(6)
+        ],
+        crs=UTM,
+    )
+    paths = {}
+    for name, table in (("objects", objects), ("truth", truth), ("areas", areas)):
+        paths[name] = str(tmp_path / f"{name}.gpkg")
+        table.to_file(paths[name], layer=name)
+    curve = str(tmp_path / "calibration.json")
+    args = ["evaluate", paths["objects"], paths["truth"], "--aoi", paths["areas"]]
+    assert main([*args, "--min-score", "0.4", "--calibration", curve]) == 0
+    counted = str(tmp_path / "counts.gpkg")
+    args = ["count", paths["objects"], paths["areas"], "--calibration", curve, "-o", counted]
+    assert main(args) == 0
+    regions = gpd.read_file(counted, layer="regions")
+    inside = regions["expected_low"].le(80) & regions["expected_high"].ge(80)
+    # the areas themselves, so nearly all of them
+    assert inside.sum() >= 5
+    assert regions["expected"].sum() == pytest.approx(480, rel=0.03)
 
 
 def test_reliability_shows_what_the_curve_is_fitted_to():

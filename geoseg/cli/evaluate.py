@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from geoseg.cli.show import show_json, show_table
 
-if TYPE_CHECKING:
-    import geopandas as gpd
-
-    from geoseg.objects.evaluate import Evaluation
-
 _PATH = click.Path(path_type=Path)
+_PARTS = ("bands", "interiors", "by_size", "by_class", "confusion", "by_region")
 
 
 @click.command("evaluate")
@@ -60,6 +56,12 @@ _PATH = click.Path(path_type=Path)
     help="GeoPackage with layers 'right', 'false', 'missed' (and 'regions'), styled.",
 )
 @click.option("--curves", type=_PATH, help="Picture (.png): precision over recall, and the count.")
+@click.option(
+    "--calibration",
+    type=_PATH,
+    help="Fit and write what geoseg count --calibration takes (.json); each polygon of the AOI is "
+    "an area of its own.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -78,6 +80,7 @@ def command(
     regions: Path | None,
     output: Path | None,
     curves: Path | None,
+    calibration: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -86,49 +89,42 @@ def command(
     OBJECTS and TRUTH are files of polygons. Several areas are pooled where the files hold them
     all, however far apart they lie: detect writes the objects of several images into one file.
     """
-    from geoseg.errors import ConfigError
-    from geoseg.objects.evaluate import evaluate
-    from geoseg.outputs.tables import check_output, read_vector
+    from geoseg.jobs.judge import judge_files, write_calibration, write_verdicts
+    from geoseg.outputs.curves import write_curves
+    from geoseg.outputs.tables import check_output
 
-    if aoi_where is not None and aoi is None:
-        raise ConfigError("--aoi-where is a condition on the AOI file, but there is no --aoi")
     borders = _parse_sizes(sizes)
-    if output is not None:
-        output = check_output(output, overwrite, suffixes=(".gpkg",))
-    if curves is not None:
-        curves = check_output(curves, overwrite, suffixes=(".png",))
-    found = read_vector(objects, what="objects")
-    true = read_vector(truth, layer=layer, what="truth", where=where)
-    area = None if aoi is None else read_vector(aoi, what="AOI", where=aoi_where)
-    in_band = None
-    if run_dir is not None:
-        from geoseg.jobs.bands import rows_in_bands
-
-        in_band = rows_in_bands(run_dir, found), rows_in_bands(run_dir, true)
-    result = evaluate(
-        found,
-        true,
-        aoi=area,
+    wanted = (
+        (output, ".gpkg", write_verdicts),
+        (curves, ".png", lambda path, judged, **more: write_curves(path, judged.result, **more)),
+        (calibration, ".json", write_calibration),
+    )
+    for path, suffix, _ in wanted:
+        if path is not None:
+            check_output(path, overwrite, suffixes=(suffix,))
+    judged = judge_files(
+        objects,
+        truth,
+        layer=layer,
+        where=where,
+        aoi=aoi,
+        aoi_where=aoi_where,
         iou_threshold=iou,
         min_score=min_score,
-        by_class=by_class,
-        in_band=in_band,
+        compare_classes=by_class,
+        run_dir=run_dir,
+        sizes_m2=borders,
+        regions=regions,
     )
-    parts, per_region = _take_apart(
-        found, true, result, borders, None if regions is None else read_vector(regions)
-    )
-    if by_class:
-        # what was taken for what shows only where classes may differ
-        across = evaluate(found, true, aoi=area, iou_threshold=iou, min_score=min_score)
-        parts["confusion"] = _confusion(across)
-    _write(output, curves, (found, true, result, per_region), overwrite=overwrite)
+    written = [
+        write(path, judged, overwrite=overwrite) for path, _, write in wanted if path is not None
+    ]
     if as_json:
-        show_json(result.to_dict() | parts)
+        show_json(judged.to_dict())
         return
-    _show(result, parts)
-    for path in (output, curves):
-        if path is not None:
-            click.echo(str(path))
+    _show(judged.to_dict())
+    for path in written:
+        click.echo(str(path))
 
 
 def _parse_sizes(text: str) -> tuple[float, ...]:
@@ -141,72 +137,24 @@ def _parse_sizes(text: str) -> tuple[float, ...]:
         raise ConfigError(f"--sizes is {text}; expected areas in m2 such as 30,100,300") from error
 
 
-def _take_apart(
-    found: gpd.GeoDataFrame,
-    true: gpd.GeoDataFrame,
-    result: Evaluation,
-    borders: tuple[float, ...],
-    regions: gpd.GeoDataFrame | None,
-) -> tuple[dict[str, Any], gpd.GeoDataFrame | None]:
-    """Return the figures by size, class and region, ready for JSON, and the regions."""
-    from geoseg.objects.breakdown import by_class, by_region, by_size, count_errors
-
-    parts: dict[str, Any] = {"by_size": by_size(result, borders).to_dict("records")}
-    if (result.truth["class"] != "").any():
-        parts["by_class"] = by_class(result).to_dict("records")
-    if regions is None:
-        return parts, None
-    table = by_region(found, true, regions, result)
-    parts["by_region"] = count_errors(table)
-    return parts, table
-
-
-def _confusion(across: Evaluation) -> dict[str, dict[str, int]]:
-    """Return what was taken for what: counts by true class and class of the object."""
-    from geoseg.objects.breakdown import confusion
-
-    table = confusion(across)
-    return {str(true): {str(k): int(v) for k, v in row.items()} for true, row in table.iterrows()}
-
-
-def _write(
-    output: Path | None,
-    curves: Path | None,
-    judged: tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, Evaluation, gpd.GeoDataFrame | None],
-    *,
-    overwrite: bool,
-) -> None:
-    """Write what was right, false and missed, and the regions, as layers; and the curves."""
-    from geoseg.objects.breakdown import verdicts
-    from geoseg.outputs.curves import write_curves
-    from geoseg.outputs.tables import write_geopackage
-
-    found, true, result, per_region = judged
-    if output is not None:
-        regions = {} if per_region is None else {"regions": per_region}
-        write_geopackage(output, verdicts(found, true, result) | regions, overwrite=overwrite)
-    if curves is not None:
-        write_curves(curves, result, overwrite=overwrite)
-
-
-def _show(result: Evaluation, parts: dict[str, Any]) -> None:
+def _show(figures: dict[str, Any]) -> None:
     """Print the figures as tables."""
-    figures = result.to_dict()
-    places = {name: figures.pop(name) for name in ("bands", "interiors") if name in figures}
+    parts = {name: figures.pop(name) for name in _PARTS if name in figures}
     show_table(["figure", "value"], [[name, value] for name, value in figures.items()])
-    if places:
-        names = list(next(iter(places.values())))
+    if "bands" in parts:
+        names = list(parts["bands"])
+        places = {name: parts[name] for name in ("bands", "interiors")}
         click.echo("\nwhere two or more tiles looked (bands), and where one did (interiors)")
         show_table(["figure", *places], [[n, *(p[n] for p in places.values())] for n in names])
     click.echo("\nby size: true ones by their own, objects by theirs")
-    sizes = [{"m2": _size(row.pop("from_m2"), row.pop("to_m2")), **row} for row in parts["by_size"]]
-    _show_rows(sizes)
+    _show_rows(
+        [{"m2": _size(row.pop("from_m2"), row.pop("to_m2")), **row} for row in parts["by_size"]]
+    )
     if "by_class" in parts:
         click.echo("\nby class")
         _show_rows(parts["by_class"])
-    if "confusion" in parts:
-        table = parts["confusion"]
         click.echo("\nwhat was taken for what: true classes down, classes of objects across")
+        table = parts["confusion"]
         show_table(["", *table], [[true, *row.values()] for true, row in table.items()])
     if "by_region" in parts:
         click.echo("\ncount per region: objects minus true ones")
