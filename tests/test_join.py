@@ -12,6 +12,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geoseg.errors import OutputError
+from geoseg.globe import turned
 from geoseg.imagery.georef import polygons_to_crs
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs import join
@@ -132,7 +133,7 @@ def test_any_supertile_size_gives_the_bytes_of_everything_at_once(
         objects.polygons, objects.scores, objects.labels, shape, gsd_m=0.5
     )
     assert len(whole) == np.count_nonzero(keep) > 150
-    placed = largest_polygon(polygons_to_crs(polygons[keep], TRANSFORM))
+    placed = turned(largest_polygon(polygons_to_crs(polygons[keep], TRANSFORM)))
     assert sorted(whole["geometry"].to_pylist()) == sorted(shapely.to_wkb(placed))
     for supertile in (TILE, 400, 700):
         table, done = joined(found, supertile, shape, tmp_path / str(supertile))

@@ -13,6 +13,7 @@ from affine import Affine
 from pyproj.exceptions import CRSError, ProjError
 
 from geoseg.errors import ConfigError, SourceError
+from geoseg.globe import in_degrees
 from geoseg.records import DoubleArray, GeometryArray, IntArray, RasterInfo
 
 NATIVE_TOLERANCE = 0.02
@@ -82,9 +83,16 @@ def ground_gsd_m(crs_wkt: str, transform: Affine, width: int, height: int) -> fl
     lon, lat = _lonlat_transformer(crs_wkt).transform(x, y)
     if not np.isfinite([*lon, *lat]).all():
         return float("nan")
-    azimuth, _, metres = _geod(crs_wkt).inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
-    sine = np.sin(np.deg2rad(azimuth[1] - azimuth[0]))
-    return float(np.sqrt(abs(metres[0] * metres[1] * sine)))
+    # west, east, north, south: both axes, and the four sides between their ends
+    pairs = [(0, 1), (2, 3), (0, 2), (1, 3), (2, 1), (3, 0)]
+    a, b = ([k for k, _ in pairs], [k for _, k in pairs])
+    lon, lat = np.asarray(lon), np.asarray(lat)
+    metres = _geod(crs_wkt).inv(lon[a], lat[a], lon[b], lat[b])[2]
+    across, down, *sides = metres
+    # Bretschneider; azimuths would not do, which mean nothing at a pole
+    nw, se, ne, sw = (side**2 for side in sides)
+    skew = (nw + se - ne - sw) / 2
+    return float(np.sqrt(np.sqrt(max((across * down) ** 2 - skew**2, 0.0))))
 
 
 def working_grid(info: RasterInfo, gsd_m: float | None) -> WorkingGrid:
@@ -372,12 +380,13 @@ def _geod(crs_wkt: str) -> pyproj.Geod:
 def _lonlat_transformer(crs_wkt: str) -> pyproj.Transformer:
     """Return the map to longitude and latitude of the CRS's own datum: no datum shift."""
     crs = _crs(crs_wkt)
-    if crs.geodetic_crs is None:
+    degrees = in_degrees(crs)
+    if degrees is None:
         raise SourceError(
             f"the CRS {crs.name!r} has no relation to the earth; assign the right one with "
             "gdal_edit.py -a_srs EPSG:..."
         )
     try:
-        return pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        return pyproj.Transformer.from_crs(crs, degrees, always_xy=True)
     except ProjError as error:
         raise SourceError(f"the CRS {crs.name!r} cannot be used: {error}") from error

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyproj
 import shapely
 
-from geoseg.imagery.georef import polygons_to_crs, reproject_polygons
+from geoseg.globe import turned
+from geoseg.imagery.placing import Placing, horizontal
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.join import ImageJoin, Joined, finished_objects, join_parts
 from geoseg.jobs.ledger import RunDirectory
@@ -31,7 +32,7 @@ from geoseg.outputs.tables import ObjectsWriter
 
 def _image_join(plan: RunPlan, number: int) -> ImageJoin:
     image, wanted = plan.images[number], plan.settings
-    same = plan.crs.equals(pyproj.CRS.from_wkt(image.info.crs_wkt))
+    placing = _placing(plan, image)
     return ImageJoin(
         number=number,
         name=Path(image.info.path).name,
@@ -39,8 +40,8 @@ def _image_join(plan: RunPlan, number: int) -> ImageJoin:
         grid=image.tiles,
         transform=image.grid.transform,
         gsd_m=image.grid.gsd_m,
-        crs_wkt=image.info.crs_wkt,
-        output_wkt="" if same else plan.crs.to_wkt(),
+        crs_wkt=placing.crs_wkt,
+        output_wkt=placing.output_wkt,
         classes=plan.classes,
         shape=ShapeSettings(
             resolve_overlaps=wanted.resolve_overlaps,
@@ -51,6 +52,22 @@ def _image_join(plan: RunPlan, number: int) -> ImageJoin:
         ),
         class_agnostic=wanted.class_agnostic,
         aoi_wkb=None if image.aoi is None else image.aoi.wkb,
+        cut=placing.cut,
+    )
+
+
+def _placing(plan: RunPlan, image: ImagePlan) -> Placing:
+    """Return the way of an image's outlines to the output.
+
+    Alone and in its own CRS, an image that goes on beyond 180 degrees takes its objects with it,
+    so that they lie on it.
+    """
+    own = horizontal(pyproj.CRS.from_wkt(image.info.crs_wkt))
+    return Placing(
+        transform=image.grid.transform,
+        crs_wkt=own.to_wkt(),
+        output_wkt="" if plan.crs.equals(own) else plan.crs.to_wkt(),
+        cut=plan.settings.dst_crs is not None or len(plan.images) > 1,
     )
 
 
@@ -161,8 +178,8 @@ def coverage_table(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoDa
 
 def _place(plan: RunPlan, image: ImagePlan, polygons: Sequence[Any]) -> Any:
     """Bring grid px to the output's CRS."""
-    placed = polygons_to_crs(polygons, image.grid.transform)
-    return reproject_polygons(placed, image.info.crs_wkt, plan.crs.to_wkt())
+    placing = _placing(plan, image)
+    return turned(placing.to_output(placing.in_image_crs(polygons)))
 
 
 def count_in_regions(

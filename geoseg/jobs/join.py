@@ -28,11 +28,14 @@ import shapely
 from affine import Affine
 
 from geoseg.errors import OutputError, WorkerLostError
-from geoseg.imagery.georef import geodesic_area_perimeter, polygons_to_crs, reproject_polygons
+from geoseg.globe import turned
+from geoseg.imagery.georef import geodesic_area_perimeter
 from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.placing import Placing
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, read_part, tiles_around, write_part
+from geoseg.objects.regions import polygonal
 from geoseg.objects.seams import SeamCounts, count_duplicates, in_bands
 from geoseg.objects.shape import (
     ShapeSettings,
@@ -78,6 +81,13 @@ class ImageJoin:
     class_agnostic: bool
     aoi_wkb: bytes | None
     """Area of interest, grid px."""
+    cut: bool = False
+    """Whether longitudes of the output end at the antimeridian."""
+
+    @property
+    def placing(self) -> Placing:
+        """The way to the output."""
+        return Placing(self.transform, self.crs_wkt, self.output_wkt, self.cut)
 
     @property
     def levels(self) -> int:
@@ -200,10 +210,10 @@ def _table(
     )
     x, y = centres.T.round(2)
     size = shapely.area(objects.polygons)
-    placed = polygons_to_crs(polygons, image.transform)
+    placed = image.placing.in_image_crs(polygons)
+    # before they are projected: the ground is the image's
     area, perimeter = geodesic_area_perimeter(placed, image.crs_wkt)
-    if image.output_wkt:
-        placed = reproject_polygons(placed, image.crs_wkt, image.output_wkt)
+    placed = _sound(image.placing.to_output(placed))
     names = np.array(image.classes, dtype=object)
     table = pa.table(
         {
@@ -221,10 +231,19 @@ def _table(
             "n_parts": objects.n_parts.astype(np.int32),
             "touches_edge": objects.touches_edge,
             "image": pa.array([image.name] * len(objects), pa.string()),
-            "geometry": pa.array(shapely.to_wkb(largest_polygon(placed)), pa.binary()),
+            "geometry": pa.array(shapely.to_wkb(placed), pa.binary()),
         }
     )
     return table, duplicates
+
+
+def _sound(placed: GeometryArray) -> GeometryArray:
+    """Return outlines as they are written: valid, in one piece unless cut, shells to the left."""
+    out = np.array(placed, dtype=object)
+    several = shapely.get_type_id(out) == shapely.GeometryType.MULTIPOLYGON
+    out[~several] = largest_polygon(out[~several])
+    out[several] = polygonal(out[several])[0]
+    return turned(out)
 
 
 def _uids(image: ImageJoin, objects: Objects, centres: DoubleArray) -> pa.Array:

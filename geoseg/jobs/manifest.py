@@ -61,6 +61,7 @@ def run_notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -
         notes.append("the model finds boxes only: each object is its box")
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
+    notes += plan.notes
     notes += [
         f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel and was enlarged to "
         f"{image.grid.gsd_m:.3g} m for the model: expect worse results"

@@ -17,7 +17,7 @@ import shapely
 
 import geoseg
 from geoseg.config import DEFAULT_OVERLAP, DEFAULT_SUPERTILE_PX, DEFAULT_TILE_SIZE, DetectSettings
-from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
+from geoseg.errors import ModelError, OutputError, SourceError
 from geoseg.imagery.check import check_images
 from geoseg.imagery.georef import (
     WorkingGrid,
@@ -27,6 +27,7 @@ from geoseg.imagery.georef import (
     working_grid,
 )
 from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.placing import check_target, choose_crs, horizontal
 from geoseg.imagery.source import describe_raster, find_images, select_bands
 from geoseg.jobs.ledger import digest
 from geoseg.jobs.supertile import DetectorSpec
@@ -74,6 +75,8 @@ class RunPlan:
     key: str
     """Hash of everything that decides the parts."""
     about_model: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What the user should know before the run: of a rough datum shift, for instance."""
 
     @property
     def n_supertiles(self) -> int:
@@ -90,7 +93,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         With exit code 2: what is wrong, what was expected, what to do.
     """
     _check_paths(settings)
-    dst = None if settings.dst_crs is None else _crs(settings.dst_crs)
+    dst = None if settings.dst_crs is None else choose_crs(settings.dst_crs)
     regions = None
     if settings.regions is not None:
         regions = read_regions(settings.regions, crs=settings.regions_crs)
@@ -111,7 +114,8 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     images = tuple(
         _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
     )
-    crs = dst or pyproj.CRS.from_wkt(images[0].info.crs_wkt)
+    crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
+    notes = check_target([image.info for image in images], crs)
     if regions is not None:
         # whether it can count is known before the night
         RegionCounter(regions, crs, parent=settings.parent, id_field=settings.id_field)
@@ -132,7 +136,9 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
             for i in images
         ],
     )  # fmt: skip
-    return RunPlan(settings, images, spec, about["classes"], crs, regions, key, about["manifest"])
+    return RunPlan(
+        settings, images, spec, about["classes"], crs, regions, key, about["manifest"], notes
+    )
 
 
 def _check_paths(settings: DetectSettings) -> None:
@@ -262,15 +268,6 @@ def _aoi_px(aoi: gpd.GeoDataFrame, info: RasterInfo, grid: WorkingGrid) -> shape
     polygons, _ = polygonal(aoi.geometry.array)
     near, _ = polygonal(shapely.intersection(polygons, shapely.box(*shapely.bounds(frame))))
     return shapely.union_all(polygons_to_pixels(near, wkt, info.crs_wkt, grid.transform))
-
-
-def _crs(text: str) -> pyproj.CRS:
-    try:
-        return pyproj.CRS.from_user_input(text)
-    except pyproj.exceptions.CRSError as error:
-        raise ConfigError(
-            f"--dst-crs '{text}' is no CRS that PROJ knows; expected something like EPSG:32645"
-        ) from error
 
 
 def counts_path(output: Path) -> Path | None:

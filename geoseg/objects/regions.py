@@ -15,11 +15,14 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import RegionError
+from geoseg.globe import in_degrees, projected
 from geoseg.records import DoubleArray, GeometryArray, IntArray
 
 CRSLike: TypeAlias = pyproj.CRS | str | int
 _OVERLAP_SHARE = 1e-6
 # ^ two regions overlap when they share more than this part of the smaller: less is rounding
+_BEND_M = 0.01
+# ^ by which the edge of a region may leave its course when it is brought to another CRS
 _BENT_M = 1000.0
 # ^ a thing of this size, larger towards the poles, has edges that are not straight in a cylinder
 
@@ -157,12 +160,13 @@ def project(
     source, target = pyproj.CRS.from_user_input(source), pyproj.CRS.from_user_input(target)
     if source == target:
         return polygons
-    transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
     if densify:
-        polygons = _densify(polygons, source)
-    moved = shapely.transform(
-        polygons, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
-    )
+        moved = projected(polygons, source, target, _bend(source))
+    else:
+        transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
+        moved = shapely.transform(
+            polygons, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
+        )
     if not np.isfinite(shapely.get_coordinates(moved)).all():
         raise RegionError(
             f"a polygon in '{source.name}' has no place in '{target.name}': "
@@ -175,6 +179,13 @@ def ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> DoubleArray:
     """Return part / whole, NaN where there is no whole."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
+
+
+def _bend(crs: pyproj.CRS) -> float:
+    """Return by how much an edge may leave its course in another CRS, in units of its own."""
+    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    # on the earth's radius
+    return _BEND_M / 6.4e6 / unit if crs.is_geographic else _BEND_M / unit
 
 
 def _densify(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
@@ -406,7 +417,7 @@ def ground_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
 
 def _earth_of(source: pyproj.CRS) -> tuple[pyproj.CRS, pyproj.Geod]:
     """Return the geographic CRS below a CRS and its ellipsoid; refuse a CRS without."""
-    base, geod = source.geodetic_crs, source.get_geod()
+    base, geod = in_degrees(source), source.get_geod()
     if base is None or geod is None:
         raise RegionError(
             f"CRS '{source.name}' is not tied to the earth, so areas in m2 are unknown; "
