@@ -298,7 +298,7 @@ def fits(bands: Sequence[BandStatistics], dtype: str, expected: Expectation) -> 
         return dtype == expected.dtype
     end = 1 if np.dtype(dtype).kind == "f" else 0
     least, most = min(q[end] for q in seen), max(q[-1 - end] for q in seen)
-    return least >= low and most <= high and spread(bands) >= FLAT * (high - low)
+    return bool(least >= low and most <= high and spread(bands) >= FLAT * (high - low))
 
 
 def wants_statistics(dtype: str, expected: Expectation) -> bool:
@@ -580,15 +580,22 @@ def _on_scaling(sight: Sight, scaling: Scaling) -> list[Finding]:
     outside = share_outside(sight.statistics, *_ends(scaling))
     if outside > END_SHARE:
         low, high = (quantile(sight.statistics, share) for share in (LOW, HIGH))
+        to_do = f"leave out --scale, or give {_suggested(low, high)}"
         found.append(
             Finding(
                 "range",
                 f"the scale cuts off {outside:.0%} of the values, most of which lie from {low:.5g} "
                 f"to {high:.5g}",
-                f"leave out --scale, or give --scale {low:.5g},{high:.5g}",
+                to_do,
             )
         )
     return found
+
+
+def _suggested(low: float, high: float) -> str:
+    """Return the option that scales as these percentiles would by themselves."""
+    room = MARGIN * (high - low) / (1 - 2 * MARGIN)
+    return f"--scale {low - room:.4g},{high + room:.4g}"
 
 
 def _ends(scaling: Scaling) -> tuple[float, float]:
@@ -618,7 +625,7 @@ def _on_range(sight: Sight, expected: Expectation, scale: str) -> list[Finding]:
     low, high = expected.value_range
     least, most = (quantile(sight.statistics, share) for share in (LOW, HIGH))
     largest = max(band.quantiles[-1] for band in sight.statistics if band.quantiles)
-    to_do = f"give --scale {least:.5g},{most:.5g}"
+    to_do = f"give {_suggested(least, most)}"
     if scale:
         to_do = f"leave out --scale {scale}, or {to_do}"
     if share_outside(sight.statistics, low, high) > 0.001:

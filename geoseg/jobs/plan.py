@@ -248,7 +248,7 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
         "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
         "min_score": getattr(made, "min_score", 0.0),
         "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
-        "manifest": {"name": name},
+        "manifest": {"name": name, "min_score": getattr(made, "min_score", 0.0)},
     }
 
 
