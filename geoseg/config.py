@@ -108,6 +108,11 @@ class DetectSettings:
     """Objects that a cell of the grid may hold before it is cut into four."""
     report: bool = True
     """Write report.html into the run directory at the end."""
+    scale: str | None = None
+    """'LOW,HIGH': values that become the ends of the model's range; 'none': pixels as they are;
+    None: by the whole image's values, where they are not the model's."""
+    force: bool = False
+    """Run although pixel size, bands or values say that the model cannot work on the imagery."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -130,6 +135,7 @@ class DetectSettings:
             raise ConfigError(f"--gsd is '{self.gsd}'; expected native or metres per pixel")
         if isinstance(self.gsd, int | float) and not 0.001 <= self.gsd <= 1000:
             raise ConfigError(f"--gsd is {self.gsd}; expected 0.001 to 1000 metres per pixel")
+        parse_scale(self.scale)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
         self._check_driver()
@@ -189,6 +195,28 @@ class DetectSettings:
             )
         if self.shard is not None and self.output is None and self.run_dir is None:
             raise ConfigError("--shard needs --output or --run-dir: what it finds must stay")
+
+
+def parse_scale(text: str | None) -> tuple[float, float] | str | None:
+    """Return (low, high) of a scale such as '0,4095', or 'none'; None for None.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    if text is None or text == "none":
+        return text
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -1e30 < low < high < 1e30:
+        raise ConfigError(
+            f"--scale is '{text}'; expected none, or the lower and the higher of two values such "
+            "as 0,4095"
+        )
+    return low, high
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

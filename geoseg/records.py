@@ -96,6 +96,10 @@ class TileBatch:
     """(N, H, W), True = use this pixel."""
 
 
+WORTH_TELLING = 0.05
+"""Boxes that score less are background to any detector: nobody counts them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances:
     """What a detector found in one tile; all columns share the length n.
@@ -117,6 +121,10 @@ class Instances:
     """(n, M, M), or n arrays (h, w): probabilities at the cell centres of a grid on the box."""
     saturated: bool = False
     """True if the detector hit a cap and may have left objects out."""
+    best_below: float = 0.0
+    """Best score that the detector left out for its own threshold; 0: none, or not told."""
+    n_below: int = 0
+    """Boxes that it left out so, from `WORTH_TELLING` on; several may show one object."""
 
     def __post_init__(self) -> None:
         n = len(self.boxes)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -243,7 +244,7 @@ def test_truncation_is_found_at_once_without_reading_pixels(tmp_path, make_raste
     [
         ({"transform": Affine(0.3, 0, 5e5, 0, -0.3, 55e5)}, "3.0 times as coarse as model roofs"),
         ({"transform": Affine(0.02, 0, 5e5, 0, -0.02, 55e5)}, "5.0 times as fine as model roofs"),
-        ({"dtype": "uint16"}, "pixels are uint16; model roofs takes values as they are"),
+        ({"dtype": "uint16"}, "pixels are uint16; model roofs knows 0 to 255"),
         ({"dtype": "float32"}, "pixels are float32, whose range no header tells"),
         ({"bands": 4}, "band 4 is not said to be alpha"),
         ({"compress": "jpeg", "nodata": 0}, "does not keep nodata 0 exactly"),
@@ -333,6 +334,12 @@ def test_values_that_show_nothing(make_raster):
     assert any("no valid pixel" in n for n in report.notes)
     bright = np.full((3, 60, 80), 4000, np.uint16)
     report = check_image(make_raster("bright.tif", bright), EXPECTED, statistics=True)
+    assert any("one value only (4000 4000 4000)" in n for n in report.notes)
+    deep = np.linspace(0, 4000, 3 * 60 * 80).reshape(3, 60, 80).astype(np.uint16)
+    report = check_image(make_raster("deep.tif", deep), EXPECTED, statistics=True)
+    assert any(re.search(r"scaled: 79\S* to 39\d\d\S* become 25.5 to 229.5", n) for n in report.notes), report.notes
+    path = make_raster("raw.tif", deep)
+    report = check_image(path, EXPECTED, statistics=True, scale="none")
     assert any("values reach 4000" in n for n in report.notes)
 
 

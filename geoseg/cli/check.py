@@ -37,6 +37,7 @@ def command(
     as_json: bool,
     model: str,
     bidx: tuple[int, ...] | None,
+    scale: str | None,
 ) -> None:
     """Find out whether IMAGES (files, folders or globs) can be used.
 
@@ -44,11 +45,16 @@ def command(
     would say. Pixels are read only for --statistics and --read. Ends with 1 if a file is damaged
     or cannot be used.
     """
-    from geoseg.imagery.check import Expectation, ImageReport, check_image
+    from geoseg.config import parse_scale
+    from geoseg.imagery.check import ImageReport, check_image
+    from geoseg.imagery.radiometry import Expectation
     from geoseg.models.registry import find_card
 
     card = find_card(model)
-    expected = Expectation(card.name, card.gsd_m, len(card.bands), card.dtype, card.value_range)
+    expected = Expectation(
+        card.name, card.gsd_m, len(card.bands), card.dtype, card.value_range, card.bands
+    )
+    wanted = parse_scale(scale)
     reports: list[ImageReport] = []
     for path, problem in _files(images):
         if problem:
@@ -57,7 +63,13 @@ def command(
         progress = _lines(path) if read else None
         reports.append(
             check_image(
-                path, expected, bidx=bidx, statistics=statistics, read=read, progress=progress
+                path,
+                expected,
+                bidx=bidx,
+                statistics=statistics,
+                read=read,
+                progress=progress,
+                scale=wanted,
             )
         )
     if as_json:
@@ -67,7 +79,7 @@ def command(
     context.exit(1 if any(report.problems for report in reports) else 0)
 
 
-command.params += [option for option in detect.params if option.name in ("model", "bidx")]
+command.params += [option for option in detect.params if option.name in ("model", "bidx", "scale")]
 
 
 def _files(images: Sequence[str]) -> list[tuple[str, str]]:

@@ -85,6 +85,12 @@ def _once(
     "[default: the model card's]",
 )  # fmt: skip
 @click.option("--bidx", "-b", callback=_bands, metavar="1,2,3", help="Bands, 1-based, in order.")
+@click.option(
+    "--scale",
+    metavar="LOW,HIGH|none",
+    help="Values that become black and white for the model, or none: take them as they are.  "
+    "[default: by the whole image's values, where they are not the model's]",
+)
 @click.option("--aoi", type=click.Path(path_type=Path), help="Look only inside these polygons.")
 @click.option("--regions", type=click.Path(path_type=Path), help="Count per polygon of this layer.")
 @click.option("--grid", metavar="SHAPE:METRES", help="Or count per cell: hexagon:500, square:1000.")
@@ -103,6 +109,7 @@ def _once(
 @click.option("--regions-crs", metavar="CRS", help="CRS of --regions, where the file has none.")
 @click.option("--parent", metavar="FIELD", help="Field with the id of a region's parent.")
 @click.option("--id", "id_field", metavar="FIELD", help="Field with the ids that --parent names.")
+@click.option("--force", is_flag=True, help="Run although the imagery cannot suit the model.")
 @click.option("--workers", "-j", type=int, help="Processes.  [default: one per physical core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--supertile-size", type=int, help="Side of what one task reads, px.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _KINDS = 6
 # ^ classes that get a column on the terminal
+NOTHING = "no objects"
+"""How the notes begin that say why nothing was found."""
 _MOST_SHOWN, _FEW_SHOWN = 60, 20
 
 
@@ -36,6 +39,7 @@ def show_end(context: click.Context) -> Iterator[None]:
 
 def show_result(result: RunResult, *, as_json: bool) -> None:
     """Print what a run found, and numbers that add up."""
+    _show_why(result)
     if as_json:
         show_json(_as_dict(result))
         return
@@ -48,7 +52,7 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         f"{states.get('empty', 0)} empty, {states.get('nodata', 0)} nodata, "
         f"{states.get('outside', 0)} outside the AOI, {states.get('failed', 0)} failed{lost}"
     )
-    for note in result.notes:
+    for note in (note for note in result.notes if not note.startswith(NOTHING)):
         click.echo(f"note: {note}")
     if result.shard is not None:
         _show_shard(result)
@@ -68,6 +72,13 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         click.echo(f"also: {path}")
     if result.report is not None:
         click.echo(f"report: {result.report}")
+
+
+def _show_why(result: RunResult) -> None:
+    """Say on stderr why a run found nothing, so that it is seen whatever reads stdout."""
+    for note in result.notes:
+        if note.startswith(NOTHING):
+            click.echo(f"geoseg: {note}", err=True)
 
 
 def _show_shard(result: RunResult) -> None:
@@ -95,6 +106,7 @@ def _as_dict(result: RunResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "peak_mb": result.peak_mb,
         "notes": list(result.notes),
+        "why_nothing": [asdict(cause) for cause in result.why_nothing],
         "seams": result.seams.to_dict(),
     }
     if result.regions is not None:

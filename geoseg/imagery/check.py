@@ -29,8 +29,19 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from geoseg.errors import GeosegError, SourceError
+from geoseg.errors import GeosegError, SourceError, TileError
 from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
+from geoseg.imagery.radiometry import (
+    PROBABILITIES,
+    BandStatistics,
+    Expectation,
+    Finding,
+    Sight,
+    band_name,
+    judge,
+    plan_scaling,
+    scale_text,
+)
 from geoseg.imagery.read import RasterReader
 from geoseg.imagery.source import describe_raster, open_raster, select_bands
 from geoseg.records import BoolArray, RasterInfo
@@ -45,8 +56,6 @@ _LAYOUT = (_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT)
 _MOST_DIRECTORIES = 1_000
 _TAIL_BYTES = 65_536
 
-_GSD_FACTOR = 2.0
-"""A pixel size further than this from the model's is worth a word."""
 _HUGE_PX = 100_000_000
 """From here on overviews matter."""
 _WIDE_PX = 8_192
@@ -55,6 +64,8 @@ _LOSSY = ("JPEG", "YCBCR JPEG", "WEBP")
 _SAMPLE_VALUES = 24_000_000
 """Pixels times bands that statistics are taken from, at most (but at least one block)."""
 _SAMPLE_BLOCKS = 256
+_KEPT_VALUES = 1_000_000
+"""Values of a band that percentiles are taken from, some more or less."""
 _OVERVIEW_SIDE_PX = 512
 """Statistics come from the coarsest overview whose longer side has this much."""
 _READ_PX = 4_000_000
@@ -188,22 +199,6 @@ def _check_image(path: str | Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
-    """What a model wants of imagery: from its card."""
-
-    model: str
-    """Its name."""
-    gsd_m: float | None
-    """Ground metres per pixel; None: any."""
-    bands: int
-    """How many."""
-    dtype: str = "uint8"
-    """Pixel type."""
-    value_range: tuple[float, float] = (0.0, 255.0)
-    """Smallest and largest pixel value."""
-
-
-@dataclass(frozen=True, slots=True)
 class RasterFacts:
     """What the header of a raster says, also of one that cannot be used."""
 
@@ -262,23 +257,6 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class BandStatistics:
-    """What the valid pixels of one band hold; None where there are none."""
-
-    band: int
-    """1-based."""
-    min: float | None
-    max: float | None
-    mean: float | None
-    invalid: float
-    """Share of pixels that are nodata, masked or not finite."""
-    low: float | None
-    """Share of valid pixels at the smallest value of the type (0 of uint8); None for float."""
-    high: float | None
-    """Share of valid pixels at the largest value of the type (255 of uint8); None for float."""
-
-
-@dataclass(frozen=True, slots=True)
 class ImageReport:
     """What is known of one image before the night."""
 
@@ -315,6 +293,7 @@ def check_image(
     statistics: bool = False,
     read: bool = False,
     progress: Progress | None = None,
+    scale: tuple[float, float] | str | None = None,
 ) -> ImageReport:
     """Find out whether an image can be used, and what may spoil the result.
 
@@ -332,6 +311,8 @@ def check_image(
         Decode every block, those of masks and overviews too.
     progress : callable, optional
         Called while blocks are read.
+    scale : (float, float) or 'none', optional
+        As ``--scale`` of ``geoseg detect``.
 
     Returns
     -------
@@ -345,7 +326,7 @@ def check_image(
     except UnicodeEncodeError:
         return replace(report, problems=("the file's name is not valid UTF-8; rename it",))
     try:
-        report = _look(report, expected, bidx, statistics)
+        report = _look(report, _Wanted(expected, bidx, statistics, scale))
         if read and report.facts is not None:
             report = _read_all(report, progress)
     except (GeosegError, RasterioError, OSError) as error:
@@ -356,12 +337,32 @@ def check_image(
     return replace(report, seconds=round(time.perf_counter() - begun, 4))
 
 
-def _look(
-    report: ImageReport,
-    expected: Expectation | None,
-    bidx: tuple[int, ...] | None,
-    statistics: bool,
-) -> ImageReport:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an image is judged by."""
+
+    expected: Expectation | None
+    bidx: tuple[int, ...] | None
+    statistics: bool
+    scale: tuple[float, float] | str | None
+
+
+def _judged(
+    info: RasterInfo, bands: tuple[int, ...], report: ImageReport, wanted: _Wanted
+) -> list[Finding]:
+    """Return what `geoseg detect` would say of this image alone."""
+    assert wanted.expected is not None  # noqa: S101  # asked by the caller
+    by_band = {band.band: band for band in report.statistics}
+    sight = replace(
+        sight_of(info, bands, bands_chosen=wanted.bidx is not None),
+        statistics=tuple(by_band[band] for band in bands) if by_band else (),
+        source=report.statistics_from,
+    )
+    (scaling,) = plan_scaling([sight], wanted.expected, wanted.scale)
+    return judge(sight, wanted.expected, scaling, scale=scale_text(wanted.scale))
+
+
+def _look(report: ImageReport, wanted: _Wanted) -> ImageReport:
     """Judge an image by its header, and by statistics if they are wanted."""
     file = Path(report.path)
     losses = [check_truncation(f) for f in _files_of(file)] if file.is_file() else []
@@ -370,23 +371,26 @@ def _look(
     with suppress(GeosegError), open_raster(file) as src:
         report = replace(report, facts=_facts(src, file), loss=_loss(losses[0], src))
     notes: list[str] = []
-    info = None
+    info, bands = None, None
     try:
         with _warnings_as(notes):
             info = describe_raster(file)
-        if expected is not None or bidx is not None:
-            wanted = len(bidx or ()) if expected is None else expected.bands
-            select_bands(info, bidx, wanted)
+        if wanted.expected is not None or wanted.bidx is not None:
+            n_bands = len(wanted.bidx or ()) if wanted.expected is None else wanted.expected.bands
+            bands = select_bands(info, wanted.bidx, n_bands)
     except SourceError as error:
         # what does not open at all because bytes are missing needs no second word
         if not (found and report.facts is None):
             problems.append(str(error))
     if info is not None:
-        notes += _notes(info, report.facts, expected)
-        if statistics and not found:
-            bands, source = read_statistics(info)
-            report = replace(report, statistics=bands, statistics_from=source)
-            notes += _notes_on_values(info, bands, expected)
+        notes += _notes(info, report.facts)
+        if wanted.statistics and not found:
+            of_bands, source = read_statistics(info)
+            report = replace(report, statistics=of_bands, statistics_from=source)
+        if wanted.expected is not None and bands is not None:
+            for finding in _judged(info, bands, report, wanted):
+                refused = finding.level == "refuse" and finding.kind != "blank"
+                (problems if refused else notes).append(finding.text)
     return replace(report, problems=tuple(problems), damaged=bool(found), notes=tuple(notes))
 
 
@@ -502,11 +506,9 @@ class _Box:
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
-def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | None) -> list[str]:
+def _notes(info: RasterInfo, facts: RasterFacts | None) -> list[str]:
     """Say what the header gives away that a result may suffer from."""
     notes = []
-    if expected is not None:
-        notes += _notes_on_fit(info, expected)
     if info.bands == 4 and info.colors[3] == "undefined":
         notes.append(
             "band 4 is not said to be alpha or a colour and is left out; if it is alpha: "
@@ -528,71 +530,70 @@ def _notes(info: RasterInfo, facts: RasterFacts | None, expected: Expectation | 
     return notes
 
 
-def _notes_on_fit(info: RasterInfo, expected: Expectation) -> list[str]:
-    """Compare pixel size and type with what the model was trained on."""
-    notes = []
-    wanted = info.gsd_m if expected.gsd_m is None else expected.gsd_m
-    ratio = info.gsd_m / wanted
-    model = f"model {expected.model}"
-    if ratio > _GSD_FACTOR:
-        notes.append(
-            f"{info.gsd_m:.3g} m a pixel is {ratio:.1f} times as coarse as {model} was trained at "
-            f"({wanted:.3g} m); geoseg detect enlarges it: expect worse results"
-        )
-    elif ratio < 1 / _GSD_FACTOR:
-        notes.append(
-            f"{info.gsd_m:.3g} m a pixel is {1 / ratio:.1f} times as fine as {model} was trained "
-            f"at ({wanted:.3g} m); geoseg detect reduces it"
-        )
-    if info.dtype != expected.dtype:
-        low, high = expected.value_range
-        unknown = ", whose range no header tells" if info.dtype.startswith("float") else ""
-        notes.append(
-            f"pixels are {info.dtype}{unknown}; {model} takes values as they are and knows "
-            f"{low:g} to {high:g}: scale them, for example with gdal_translate -ot Byte -scale "
-            "(--statistics shows the range)"
-        )
-    return notes
-
-
-def _notes_on_values(
-    info: RasterInfo, bands: Sequence[BandStatistics], expected: Expectation | None
-) -> list[str]:
-    """Say what the values give away."""
-    if all(band.invalid == 1 for band in bands):
-        return ["no valid pixel was seen: nothing will be found"]
-    notes = []
-    colors = [band for band in bands if band.band != info.alpha_band]
-    for end, word in (("low", "smallest"), ("high", "largest")):
-        shares = [getattr(band, end) or 0.0 for band in colors]
-        if min(shares) > 0.5:
-            notes.append(
-                f"{min(shares):.0%} of the valid pixels hold the {word} value of {info.dtype} in "
-                "all bands: if that is no data, say so: gdal_edit.py -a_nodata VALUE"
-            )
-    if all(band.min == band.max for band in colors):
-        notes.append("every band holds one value only: nothing will be found")
-    largest = max((band.max for band in colors if band.max is not None), default=0.0)
-    if expected is not None and largest > expected.value_range[1]:
-        notes.append(
-            f"values reach {largest:g}; model {expected.model} knows "
-            f"{expected.value_range[0]:g} to {expected.value_range[1]:g}"
-        )
-    return notes
-
-
-def read_statistics(info: RasterInfo) -> tuple[tuple[BandStatistics, ...], str]:
-    """Take statistics of every band from an overview, or from blocks spread over the image.
+def sight_of(
+    info: RasterInfo,
+    bands: Sequence[int],
+    *,
+    statistics: bool = False,
+    values: int | None = None,
+    skip_damaged: bool = True,
+    **known: Any,
+) -> Sight:
+    """Look at an image as a model will see it, for `geoseg.imagery.radiometry.judge`.
 
     Parameters
     ----------
     info : RasterInfo
         Of the raster.
+    bands : sequence of int
+        1-based, as they will be read.
+    statistics : bool
+        Take statistics of these bands.
+    values, skip_damaged
+        As `read_statistics` takes them.
+    **known
+        Other fields of `Sight`.
+
+    Raises
+    ------
+    SourceError, TileError
+        If the file does not open; without `skip_damaged` also where it cannot be read.
+    """
+    with open_raster(info.path) as src:
+        names = tuple(map(band_name, info.colors, src.descriptions))
+    sight = Sight(info, tuple(bands), names, **known)
+    if not statistics:
+        return sight
+    found, source = read_statistics(info, bands, values=values, skip_damaged=skip_damaged)
+    return replace(sight, statistics=found, source=source)
+
+
+def read_statistics(
+    info: RasterInfo,
+    bands: Sequence[int] = (),
+    *,
+    values: int | None = None,
+    skip_damaged: bool = False,
+) -> tuple[tuple[BandStatistics, ...], str]:
+    """Take statistics of bands from an overview, or from blocks spread over the image.
+
+    The same file gives the same figures, to the last bit.
+
+    Parameters
+    ----------
+    info : RasterInfo
+        Of the raster.
+    bands : sequence of int
+        1-based; all bands of the file where none are named.
+    values : int
+        Pixels times bands that are read, at most (but at least one block); 24 million by default.
+    skip_damaged : bool
+        Leave out what cannot be read, instead of raising.
 
     Returns
     -------
     bands : tuple of BandStatistics
-        In the order of the file.
+        In the order of `bands`.
     source : str
         What was read, in words.
 
@@ -601,31 +602,40 @@ def read_statistics(info: RasterInfo) -> tuple[tuple[BandStatistics, ...], str]:
     SourceError, TileError
         If the file does not open, or cannot be read.
     """
-    bands = tuple(range(1, info.bands + 1))
-    sums = [_Sums() for _ in bands]
-    # every band is read as a band: alpha is applied here
-    with _reading(info, bands) as (reader, windows, source):
+    wanted = tuple(bands) or tuple(range(1, info.bands + 1))
+    read = tuple(dict.fromkeys(wanted))
+    # where every band is read as a band, alpha is applied here
+    alpha = info.alpha_band if len(bands) == 0 else None
+    with _reading(info, read, values or _SAMPLE_VALUES) as (reader, windows, source):
+        n_pixels = sum(int(window.width * window.height) for window in windows)
+        sums = [_Sums(max(1, n_pixels // _KEPT_VALUES)) for _ in read]
         for window in windows:
-            pixels, valid = reader.read(window)
-            if info.alpha_band is not None:
-                valid &= pixels[info.alpha_band - 1] != 0
+            try:
+                pixels, valid = reader.read(window)
+            except TileError:
+                if not skip_damaged:
+                    raise
+                continue
+            if alpha is not None:
+                valid &= pixels[alpha - 1] != 0
             for band, total in zip(pixels, sums, strict=True):
                 total.add(band[valid], valid.size)
     limits = np.iinfo(info.dtype) if np.dtype(info.dtype).kind in "iu" else None
     ends = None if limits is None else (limits.min, limits.max)
-    return tuple(s.result(band, ends) for s, band in zip(sums, bands, strict=True)), source
+    found = {band: s.result(band, ends) for s, band in zip(sums, read, strict=True)}
+    return tuple(found[band] for band in wanted), source
 
 
 @contextmanager
 def _reading(
-    info: RasterInfo, bands: tuple[int, ...]
+    info: RasterInfo, bands: tuple[int, ...], values: int
 ) -> Iterator[tuple[RasterReader, list[Window], str]]:
     """Open what statistics are taken from, and list the windows to read."""
     with open_raster(info.path) as src:
         factors = src.overviews(1)
         longest = max(info.width, info.height)
         wanted = [f for f in factors if longest / f >= _OVERVIEW_SIDE_PX]
-        budget = max(1, _SAMPLE_VALUES // info.bands)
+        budget = max(1, values // len(bands))
         if wanted and longest > 2 * _OVERVIEW_SIDE_PX:
             with _overview(src, info, factors.index(max(wanted)), bands) as reader:
                 grid = reader[1]
@@ -684,12 +694,16 @@ def _sample(info: RasterInfo, budget_px: int) -> tuple[list[Window], str]:
 class _Sums:
     """Adds up the valid values of one band."""
 
+    step: int = 1
+    """Every so manieth value is kept for percentiles."""
     pixels: int = 0
     values: int = 0
     total: float = 0.0
     least: float = math.inf
     most: float = -math.inf
     at_ends: dict[float, int] = field(default_factory=dict)
+    squares: float = 0.0
+    kept: list[npt.NDArray[Any]] = field(default_factory=list)
 
     def add(self, values: npt.NDArray[Any], pixels: int) -> None:
         """Add the valid values of a window of so many pixels."""
@@ -698,6 +712,8 @@ class _Sums:
         if not values.size:
             return
         self.total += float(values.sum(dtype=np.float64))
+        self.squares += float(np.square(values, dtype=np.float64).sum())
+        self.kept.append(values[:: self.step])
         self.least = min(self.least, float(values.min()))
         self.most = max(self.most, float(values.max()))
         if values.dtype.kind in "iu":
@@ -715,8 +731,19 @@ class _Sums:
             if ends is None
             else (round(self.at_ends.get(end, 0) / self.values, 6) for end in ends)
         )
-        mean = round(self.total / self.values, 4)
-        return BandStatistics(band, self.least, self.most, mean, invalid, low, high)
+        mean = self.total / self.values
+        std = math.sqrt(max(self.squares / self.values - mean**2, 0.0))
+        quantiles = np.quantile(np.concatenate(self.kept).astype(np.float64), PROBABILITIES)
+        quantiles[[0, -1]] = self.least, self.most
+        return BandStatistics(
+            band, self.least, self.most, _short(mean), invalid, low, high, _short(std),
+            tuple(float(q) for q in quantiles),
+        )  # fmt: skip
+
+
+def _short(value: float) -> float:
+    """Return a figure without the digits that nobody reads, whatever its size."""
+    return round(value, 4) if abs(value) >= 1 else float(f"{value:.6g}")
 
 
 def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:

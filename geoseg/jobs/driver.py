@@ -158,6 +158,7 @@ class SupertileRun:
                 aoi_wkb=_aoi_near(image, image.tiles.supertile(*index)),
                 class_agnostic=self.plan.settings.class_agnostic,
                 path=self.run_dir.part(part_key(self.plan, number, index)).absolute(),
+                scaling=image.scaling,
             )
 
     def _sort(

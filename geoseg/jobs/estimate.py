@@ -434,6 +434,7 @@ def _task(
         aoi_wkb=None if image.aoi is None else image.aoi.wkb,
         class_agnostic=plan.settings.class_agnostic,
         path=path,
+        scaling=image.scaling,
     )
 
 
@@ -669,7 +670,7 @@ def _free_bytes(output: Path) -> int | None:
 
 def _notes(estimate: Estimate, work: _Work) -> tuple[str, ...]:
     """Say what stands in the way."""
-    notes = []
+    notes = work.plan.notes("refuse", "warn", "info")
     if work.tiles == 0:
         notes.append("no tile holds valid pixels inside the AOI: the run would find nothing")
     memory, disk = estimate.memory, estimate.disk

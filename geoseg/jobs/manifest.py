@@ -12,6 +12,7 @@ from typing import Any
 
 import geoseg
 from geoseg.config import DetectSettings
+from geoseg.imagery.radiometry import Sight
 from geoseg.jobs.events import redact
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan
@@ -19,7 +20,7 @@ from geoseg.models.registry import find_card
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
-    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report",
+    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report", "force",
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
 OUTPUT_ONLY = (
@@ -47,7 +48,7 @@ def plain_settings(settings: DetectSettings) -> dict[str, Any]:
     return out
 
 
-def run_notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
+def run_notes(plan: RunPlan, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
     """Return what the user should know about a run."""
     notes = []
     if saturated := sum(len(s.saturated) for s in summaries):
@@ -61,19 +62,8 @@ def run_notes(plan: RunPlan, n_objects: int, summaries: Sequence[PartSummary]) -
         notes.append("the model finds boxes only: each object is its box")
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
-    notes += plan.notes
-    notes += [
-        f"{Path(image.info.path).name} has {image.info.gsd_m:.3g} m a pixel and was enlarged to "
-        f"{image.grid.gsd_m:.3g} m for the model: expect worse results"
-        for image in plan.images
-        if image.info.gsd_m > 2 * image.grid.gsd_m
-    ]
-    if n_objects == 0:
-        run = sum(s.tiles_run for s in summaries)
-        notes.append(
-            f"no objects: {run} tile(s) hold pixels inside the AOI and none has a detection with "
-            f"a score of {plan.detector.min_score} or more"
-        )
+    notes += plan.crs_notes
+    notes += plan.notes("refuse", "warn", "info")
     return tuple(notes)
 
 
@@ -99,10 +89,22 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
                 "tiles": i.tiles.n_tiles,
                 "tile_size": i.tiles.tile_size,
                 "overlap": i.tiles.overlap,
+                "bands": list(i.bands),
+                "scaling": None if i.scaling is None else i.scaling.to_dict(),
+                **_seen(i.sight),
             }
             for i in plan.images
         ],
     }
+
+
+def _seen(sight: Sight | None) -> dict[str, Any]:
+    """Return what the pixels of an image hold, as far as they were looked at."""
+    if sight is None or not sight.statistics:
+        return {}
+    names = ("band", "min", "max", "mean", "std", "invalid")
+    bands = [{name: getattr(band, name) for name in names} for band in sight.statistics]
+    return {"statistics": bands, "statistics_from": sight.source}
 
 
 def model_card(plan: RunPlan) -> dict[str, Any]:

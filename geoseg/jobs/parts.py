@@ -68,6 +68,10 @@ class PartSummary:
     """How tiles agreed where two of them looked, of what is settled here."""
     tiles_failed: tuple[tuple[int, int, str], ...] = ()
     """(row, col, why) of tiles that were left out, one by one; the others are kept."""
+    best_below: float = 0.0
+    """Best score below the threshold; 0: none, or the detector does not tell."""
+    n_below: int = 0
+    """Boxes with a score below the threshold, from `geoseg.records.WORTH_TELLING` on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

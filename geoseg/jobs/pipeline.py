@@ -7,9 +7,9 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +31,7 @@ from geoseg.jobs.cluster import Joining, scheduler_address, write_token
 from geoseg.jobs.driver import SupertileRun
 from geoseg.jobs.events import EVENTS, Events, notify, redact
 from geoseg.jobs.executor import Workers
+from geoseg.jobs.explain import Cause, as_notes, why_nothing
 from geoseg.jobs.ledger import RunDirectory, digest, file_mark
 from geoseg.jobs.manifest import (
     HOW_ONLY,
@@ -97,6 +98,8 @@ class RunResult:
     """Further files that were written, beside `output`."""
     report: Path | None = None
     """The page of the run; None where none was wanted or could be made."""
+    why_nothing: tuple[Cause, ...] = ()
+    """Where no object was found: why that may be, the likeliest first."""
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
@@ -200,6 +203,10 @@ class _Job:
             "%s", f"joining {joining.scheduler}" if joining else f"{count} worker(s) of {threads}"
             " thread(s)",
         )  # fmt: skip
+        for note in self.plan.notes("refuse", "warn"):
+            log.warning("%s", note)
+        for note in self.plan.notes("info"):
+            log.info("%s", note)
         self.events.add(
             "started",
             supertiles=self.plan.n_supertiles,
@@ -235,6 +242,9 @@ class _Job:
         else:
             n_objects, joined = kept
         self.peaks["joins"] = peak_mb()
+        why = () if n_objects else why_nothing(plan, run_dir, summaries)
+        seen = sum(s.tiles_run for s in summaries)
+        notes = (*run_notes(plan, summaries), *as_notes(why, plan, seen))
         coverage = coverage_table(plan, summaries)
         if settings.counting:
             self.events.add("stage", stage=COUNTING, objects=n_objects)
@@ -242,7 +252,7 @@ class _Job:
         done = kept is not None and self._output_kept()
         if _output_files(settings) and not done:
             self.events.add("stage", stage=WRITING, objects=n_objects)
-            self._write(regions, coverage, self._documents(summaries, n_objects))
+            self._write(regions, coverage, self._documents(summaries, n_objects, notes))
         self.peaks["output"] = peak_mb()
         result = RunResult(
             n_objects=n_objects,
@@ -256,10 +266,11 @@ class _Job:
             saturated=sum(len(s.saturated) for s in summaries),
             seams=seams_of(plan, work.seams + joined),
             peak_mb=round(max(self.peaks.values()), 1),
-            notes=run_notes(plan, n_objects, summaries),
+            notes=notes,
             tiles_failed=_tiles_failed(summaries),
             already_done=done and work.n_before == plan.n_supertiles,
             also=tuple(path for path in (*settings.also, settings.counts) if path is not None),
+            why_nothing=why,
         )
         self._write_manifest(result, summaries, ran)
         return replace(result, report=self._report(result, summaries))
@@ -297,13 +308,15 @@ class _Job:
         made_from = _output_key(self.plan), file_mark(self.run_dir.objects)
         return {"files": marks, "made_from": digest(made_from)}
 
-    def _documents(self, summaries: list[PartSummary], n_objects: int) -> dict[str, Any]:
+    def _documents(
+        self, summaries: list[PartSummary], n_objects: int, notes: Sequence[str]
+    ) -> dict[str, Any]:
         """Return what a GeoPackage carries about the run: as much of run.json as is known."""
         run = {
             **about_run(self.plan),
             **about_supertiles(self.plan, summaries),
             "objects": n_objects,
-            "notes": list(run_notes(self.plan, n_objects, summaries)),
+            "notes": list(notes),
         }
         return {"run": run, "model-card": model_card(self.plan), "credits": credits_of(self.plan)}
 
@@ -339,6 +352,7 @@ class _Job:
             peak_mb_by_stage=self.peaks,
             seams=result.seams.to_dict(),
             notes=list(result.notes),
+            why_nothing=[asdict(cause) for cause in result.why_nothing],
             reason=None,
         )
 

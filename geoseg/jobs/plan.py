@@ -7,18 +7,25 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import geopandas as gpd
+import numpy as np
 import pyproj
 import shapely
 
 import geoseg
-from geoseg.config import DEFAULT_OVERLAP, DEFAULT_SUPERTILE_PX, DEFAULT_TILE_SIZE, DetectSettings
-from geoseg.errors import ModelError, OutputError, SourceError
-from geoseg.imagery.check import check_images
+from geoseg.config import (
+    DEFAULT_OVERLAP,
+    DEFAULT_SUPERTILE_PX,
+    DEFAULT_TILE_SIZE,
+    DetectSettings,
+    parse_scale,
+)
+from geoseg.errors import ConfigError, ModelError, OutputError, SourceError
+from geoseg.imagery.check import check_images, sight_of
 from geoseg.imagery.georef import (
     WorkingGrid,
     polygons_to_crs,
@@ -28,6 +35,15 @@ from geoseg.imagery.georef import (
 )
 from geoseg.imagery.grid import TileGrid
 from geoseg.imagery.placing import check_target, choose_crs, horizontal
+from geoseg.imagery.radiometry import (
+    Expectation,
+    Finding,
+    Scaling,
+    Sight,
+    judge,
+    plan_scaling,
+    wants_statistics,
+)
 from geoseg.imagery.source import describe_raster, find_images, select_bands
 from geoseg.jobs.ledger import digest
 from geoseg.jobs.supertile import DetectorSpec
@@ -49,6 +65,12 @@ if TYPE_CHECKING:
     from geoseg.models.detector import Detector
 
 
+_LOOKED_AT = 200
+"""So many of the images that need no scale are looked at before a run, spread over all."""
+_VALUES_LOOKED_AT = 3_000_000
+"""Pixels times bands read of each of these; a scale is made of more."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
     """How one image is worked through."""
@@ -59,11 +81,20 @@ class ImagePlan:
     bands: tuple[int, ...]
     aoi: shapely.Geometry | None
     """Area of interest, grid px."""
+    sight: Sight | None = None
+    """What was seen of its pixels; None where the detector says nothing of what it expects."""
+    scaling: Scaling | None = None
+    """How its pixels are scaled for the detector; None: as they are."""
+    findings: tuple[Finding, ...] = ()
+    """What its result may suffer from."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run whose every setting is known and checked; no pixel was read for it."""
+    """A run whose every setting is known and checked.
+
+    Pixels were read only for a detector that says which it expects, and few of them.
+    """
 
     settings: DetectSettings
     images: tuple[ImagePlan, ...]
@@ -75,17 +106,31 @@ class RunPlan:
     key: str
     """Hash of everything that decides the parts."""
     about_model: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    crs_notes: tuple[str, ...] = ()
     """What the user should know before the run: of a rough datum shift, for instance."""
+    expected: Expectation | None = None
+    """What the detector says of the imagery it wants."""
 
     @property
     def n_supertiles(self) -> int:
         """Supertiles of all images."""
         return sum(image.tiles.n_supertiles for image in self.images)
 
+    def notes(self, *levels: str) -> list[str]:
+        """Return what the preflight found, a line for all images that it says the same of."""
+        images_of: dict[str, list[str]] = {}
+        for image in self.images:
+            for finding in image.findings:
+                if finding.level in levels:
+                    images_of.setdefault(finding.text, []).append(Path(image.info.path).name)
+        return [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in images_of.items()
+        ]
+
 
 def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunPlan:
-    """Check everything that can be checked without pixels or weights.
+    """Check everything that can be checked without weights and with a glance at the pixels.
 
     Raises
     ------
@@ -114,6 +159,8 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     images = tuple(
         _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
     )
+    expected = _expectation(about)
+    images = _preflight(settings, images, expected)
     crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
     notes = check_target([image.info for image in images], crs)
     if regions is not None:
@@ -132,12 +179,22 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         settings.class_agnostic,
         [
             (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
-             None if i.aoi is None else _sha256(i.aoi.wkb))
+             None if i.aoi is None else _sha256(i.aoi.wkb),
+             *(() if i.scaling is None else (i.scaling.to_dict(),)))
             for i in images
         ],
     )  # fmt: skip
     return RunPlan(
-        settings, images, spec, about["classes"], crs, regions, key, about["manifest"], notes
+        settings,
+        images,
+        spec,
+        about["classes"],
+        crs,
+        regions,
+        key,
+        about["manifest"],
+        notes,
+        expected,
     )
 
 
@@ -167,6 +224,9 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
         return {
             "classes": card.classes,
             "bands": len(card.bands),
+            "names": card.bands,
+            "dtype": card.dtype,
+            "value_range": card.value_range,
             "gsd_m": card.gsd_m,
             "tile_size": card.tile_size,
             "overlap": card.overlap,
@@ -179,6 +239,7 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
                 "quality": dict(card.quality),
                 "description": card.description,
                 "boxes_only": not card.has_masks,
+                "min_score": card.min_score,
             },
         }
     # the user's own: it need not be what it promises
@@ -193,13 +254,40 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
     return {
         "classes": tuple(made.classes),
         "bands": len(bands) if bands else None,
+        "names": tuple(map(str, bands)) if bands else (),
+        **_declared_pixels(made, name),
         "gsd_m": getattr(made, "gsd_m", None),
         "tile_size": getattr(made, "tile_size", DEFAULT_TILE_SIZE),
         "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
         "min_score": getattr(made, "min_score", 0.0),
         "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
-        "manifest": {"name": name},
+        "manifest": {"name": name, "min_score": getattr(made, "min_score", 0.0)},
     }
+
+
+def _declared_pixels(detector: Any, name: str) -> dict[str, Any]:
+    """Return the pixel type and range that a detector asks for; None and None: what comes."""
+    dtype, value_range = (getattr(detector, key, None) for key in ("dtype", "value_range"))
+    try:
+        if dtype is not None:
+            dtype = np.dtype(dtype).name
+            if value_range is None and np.dtype(dtype).kind in "iu":
+                value_range = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if value_range is not None:
+            low, high = map(float, value_range)
+            value_range = (low, high)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"detector {name}: dtype is {dtype!r} and value_range {value_range!r}; expected the "
+            "name of a numpy type and (lowest, highest)"
+        ) from error
+    wrong = value_range is not None and not -np.inf < value_range[0] < value_range[1] < np.inf
+    if wrong or (value_range is None and dtype is not None):
+        raise ModelError(
+            f"detector {name}: value_range is {value_range}; expected (lowest, highest) of the "
+            f"pixels it wants, such as (0, 1){f' of {dtype}' if dtype else ''}"
+        )
+    return {"dtype": dtype, "value_range": value_range}
 
 
 def _fingerprint(detector: Detector, name: str) -> list[str]:
@@ -233,6 +321,97 @@ def _detector_spec(
         min_score=about["min_score"] if settings.min_score is None else settings.min_score,
         threads=1,
     )
+
+
+def _expectation(about: dict[str, Any]) -> Expectation:
+    """Return what a detector expects of imagery."""
+    return Expectation(
+        model=about["manifest"]["name"],
+        gsd_m=about["gsd_m"],
+        bands=about["bands"] or 0,
+        dtype=about["dtype"],
+        value_range=about["value_range"],
+        names=about["names"],
+    )
+
+
+def _preflight(
+    settings: DetectSettings, images: Sequence[ImagePlan], expected: Expectation
+) -> tuple[ImagePlan, ...]:
+    """Look at the images as the detector will see them: scale them, and say what is in the way.
+
+    Raises
+    ------
+    ConfigError
+        If ``--scale`` is given for a detector that says nothing of its range.
+    SourceError
+        If the detector cannot work on an image, or no image shows anything; not with ``--force``.
+    """
+    scale = parse_scale(settings.scale)
+    if scale is not None and expected.value_range is None:
+        raise ConfigError(
+            f"--scale needs to know what {expected.model} wants; give the detector an attribute "
+            "value_range = (lowest, highest), or let it scale what comes"
+        )
+    sights = _sights(settings, images, expected)
+    scalings = plan_scaling(sights, expected, scale)
+    planned = tuple(
+        replace(
+            image,
+            sight=sight,
+            scaling=scaling,
+            findings=tuple(judge(sight, expected, scaling, scale=settings.scale or "")),
+        )
+        for image, sight, scaling in zip(images, sights, scalings, strict=True)
+    )
+    if not settings.force:
+        _refuse(planned)
+    return planned
+
+
+def _sights(
+    settings: DetectSettings, images: Sequence[ImagePlan], expected: Expectation
+) -> list[Sight]:
+    """Look at all images that may need a scale, and at some of the others."""
+    easy = [i for i, p in enumerate(images) if not wants_statistics(p.info.dtype, expected)]
+    step = max(1, -(-len(easy) // _LOOKED_AT))
+    skipped = {i for n, i in enumerate(easy) if n % step or expected.value_range is None}
+    return [
+        sight_of(
+            image.info,
+            image.bands,
+            statistics=number not in skipped,
+            values=_VALUES_LOOKED_AT if number in easy else None,
+            working_gsd_m=image.grid.gsd_m,
+            bands_chosen=settings.bidx is not None,
+        )
+        for number, image in enumerate(images)
+    ]
+
+
+def _refuse(images: Sequence[ImagePlan]) -> None:
+    """Raise what a run would waste its night on."""
+    refused = [
+        (image, finding)
+        for image in images
+        for finding in image.findings
+        if finding.level == "refuse" and finding.kind != "blank"
+    ]
+    blank = [
+        (image, finding)
+        for image in images
+        for finding in image.findings
+        if finding.kind == "blank"
+    ]
+    # one black sheet of many is worth a word, no more
+    if len(blank) == len(images):
+        refused += blank
+    if refused:
+        image, finding = refused[0]
+        others = len({image.info.path for image, _ in refused}) - 1
+        more = f" (and {others} more images)" if others else ""
+        force = "" if "--force" in finding.text else "; --force runs it anyway"
+        raise SourceError(f"{Path(image.info.path).name}: {finding.text}{force}{more}")
 
 
 def _plan_image(

@@ -26,6 +26,7 @@ from rasterio.windows import Window
 from geoseg.errors import GeosegError, TileError
 from geoseg.imagery.georef import WorkingGrid
 from geoseg.imagery.grid import TileGrid, quarters
+from geoseg.imagery.radiometry import Scaling
 from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.device import leave_if_lost
 from geoseg.jobs.memory import keep_freed_memory, peak_mb
@@ -104,6 +105,8 @@ class SupertileTask:
     """Let detections of different classes be one object."""
     path: Path
     """Where the part goes."""
+    scaling: Scaling | None = None
+    """How the pixels are scaled for the detector; None: as they are."""
 
 
 def run_supertile(task: SupertileTask) -> PartSummary:
@@ -179,6 +182,8 @@ def publish_part(
         tiles_run=seen.n_run,
         saturated=tuple(sorted(seen.saturated)),
         capped=seen.capped,
+        best_below=seen.best_below,
+        n_below=seen.n_below,
         objects=len(objects),
         fragments=len(fragments),
         seconds={name: round(seconds, 3) for name, seconds in clock.items()},
@@ -223,6 +228,17 @@ class Seen:
     """Tiles that the detector saw."""
     imaged: str = ""
     """WKT of the valid area inside the core, grid px."""
+    best_below: float = 0.0
+    """Best score below the threshold; 0: none."""
+    n_below: int = 0
+    """Boxes with a score below the threshold that the detector still told of."""
+
+    def note_below(self, instances: Instances, min_score: float) -> None:
+        """Remember the scores that were not enough: they explain why nothing was found."""
+        scores = instances.scores[instances.scores < min_score]
+        best = float(scores.max(initial=instances.best_below))
+        self.best_below = max(self.best_below, round(best, 4))
+        self.n_below += len(scores) + instances.n_below
 
 
 def look(
@@ -249,6 +265,8 @@ def look(
         while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
             batch.append(queue.popleft())
         stacked = np.stack([pixels for _, pixels, _ in batch])
+        if task.scaling is not None:
+            stacked = task.scaling.apply(stacked, np.stack([valid for *_, valid in batch]))
         called = partial(_call, detector, stacked, [tile for tile, _, _ in batch])
         results = _on_network(clock, "detect", called)
         for (tile, pixels, valid), instances in zip(batch, results, strict=True):
@@ -291,6 +309,7 @@ def _trace(
     task: SupertileTask, found: Seen, tile: Tile, valid: BoolArray, instances: Instances
 ) -> None:
     """Add the outlines of one tile's instances."""
+    found.note_below(instances, task.detector.min_score)
     kept = _above(instances, task.detector.min_score)
     shape = (task.grid.height, task.grid.width)
     row = len(found.tiles)

@@ -83,6 +83,8 @@ def run_tile(task: TileTask) -> PartSummary:
         tiles_run=seen.n_run,
         saturated=tuple(sorted(seen.saturated)),
         capped=seen.capped,
+        best_below=seen.best_below,
+        n_below=seen.n_below,
         fragments=len(fragments),
         seconds={name: round(seconds, 3) for name, seconds in clock.items()},
         peak_mb=peak_mb(),
@@ -106,6 +108,8 @@ def salvage(task: SalvageTask) -> PartSummary:
         seen.saturated |= set(part.summary.saturated)
         seen.capped += part.summary.capped
         seen.n_run += part.summary.tiles_run
+        seen.best_below = max(seen.best_below, part.summary.best_below)
+        seen.n_below += part.summary.n_below
         imaged.append(shapely.from_wkt(part.summary.imaged))
         for stage, seconds in part.summary.seconds.items():
             clock[stage] = clock.get(stage, 0.0) + seconds

@@ -39,7 +39,7 @@ from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.models.roialign import PyramidRoIAlign
-from geoseg.records import Instances
+from geoseg.records import WORTH_TELLING, Instances
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ class MaskRCNNDetector:
         self.card = card
         self.classes = card.classes
         self.bands = card.bands
+        self.dtype, self.value_range = card.dtype, card.value_range
         self.gsd_m = card.gsd_m
         self.tile_size = card.tile_size
         self.overlap = card.overlap
@@ -204,11 +205,11 @@ class MaskRCNNDetector:
         pixels = self._normalized(tiles)
         features = self.model.backbone(pixels)
         proposals, cut = propose(self.model.rpn, pixels, features, size, self.card)
-        kept = self._boxes(features, proposals, size)
+        kept, below = self._boxes(features, proposals, size)
         masks = self._masks(features, kept, size)
         return [
-            self._instances(*found, mask, saturated)
-            for found, mask, saturated in zip(kept, masks, cut, strict=True)
+            replace(self._instances(*found, mask, saturated), best_below=best, n_below=int(n))
+            for found, mask, saturated, (best, n) in zip(kept, masks, cut, below, strict=True)
         ]
 
     def _normalized(self, tiles: npt.NDArray[Any]) -> Tensor:
@@ -247,8 +248,11 @@ class MaskRCNNDetector:
 
     def _boxes(
         self, features: dict[str, Tensor], proposals: list[Tensor], size: tuple[int, int]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return per tile the boxes, scores and labels (from 0) that pass threshold and NMS."""
+    ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[list[float]]]:
+        """Return per tile the boxes, scores and labels (from 0) that pass threshold and NMS.
+
+        And per tile the best score below the threshold, and how many boxes have one.
+        """
         heads = self.model.roi_heads
         pooled = heads.box_roi_pool(features, proposals, [size] * len(proposals))
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
@@ -256,10 +260,19 @@ class MaskRCNNDetector:
         decoded = heads.box_coder.decode(deltas, proposals)
         decoded = decoded.reshape(len(deltas), -1, 4)[:, self._outputs].split(counts)
         scored = F.softmax(logits, -1)[:, self._outputs].split(counts)
-        return [
+        kept = [
             self._keep(clip_boxes_to_image(b, size), s)
             for b, s in zip(decoded, scored, strict=True)
         ]
+        return kept, [self._below(s) for s in scored]
+
+    def _below(self, scores: Tensor) -> list[float]:
+        """Return the best score below the threshold, and how many are worth telling."""
+        low = scores * (scores < self.min_score)
+        best = low.max() if low.numel() else low.sum()
+        # one copy from the GPU, not two
+        found: list[float] = torch.stack([best, (low >= WORTH_TELLING).sum()]).tolist()
+        return found
 
     def _keep(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Apply threshold, NMS within a class, and the cap, to one tile."""
