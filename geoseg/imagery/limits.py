@@ -14,11 +14,15 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 from geoseg.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Limits:
     of an ``.aux.xml``."""
     max_gcps: int = 20_000
     """Ground control points."""
+    max_jp2_records: int = 100_000
+    """Tiles of a JPEG2000 file, times its bands and three: OpenJPEG keeps 2 kB for each."""
 
 
 _KNOBS = {"GEOSEG_MAX_PIXELS": "max_pixels", "GEOSEG_MAX_BLOCK_MB": "max_block_mb"}
@@ -69,22 +75,10 @@ _MOST_ENTRIES = 4_096
 _COUNTS_READ = 100_000
 """Sizes of blocks that are looked at in one directory; large blocks are few."""
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-class OpenRaster(Protocol):
-    """What is asked of an open raster."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def dtypes(self) -> tuple[str, ...]: ...
-    @property
-    def block_shapes(self) -> list[tuple[int, int]]: ...
-    def overviews(self, bidx: int, /) -> list[int]: ...
+_JP2_HEAD, _CODESTREAM = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
+_MOST_BOXES = 1_000
+_JP2_BYTES_A_PX = 0.1
+"""What OpenJPEG keeps for each pixel and band of a tile, before it unpacks one: measured."""
 
 
 def limits() -> Limits:
@@ -114,8 +108,8 @@ def check_file(path: str | Path) -> None:
     Parameters
     ----------
     path : str or Path
-        A raster, or its mask or overviews. Only TIFFs on this machine are looked into; of any file
-        the size of its ``.aux.xml``.
+        A raster, or its mask or overviews. Only TIFF and JPEG2000 on this machine are looked into;
+        of any file the size of its ``.aux.xml``.
 
     Raises
     ------
@@ -134,22 +128,77 @@ def check_file(path: str | Path) -> None:
     if not file.is_file():
         return
     with file.open("rb") as stream:
-        if stream.read(4) not in _TIFF_HEADS:
-            return
-        try:
-            for number, directory in enumerate(_directories(stream, file.stat().st_size)):
-                if number >= most.max_directories:
-                    raise SourceError(
-                        f"{path} has more than {most.max_directories:,} directories (pages, masks, "
-                        "overviews); save the page you want: gdal_translate GTIFF_DIR:1:in.tif "
-                        "out.tif"
-                    )
-                _check_directory(str(path), directory, stream, most)
-        except (struct.error, _BrokenError):
-            return
+        head = stream.read(8)
+        # what is cut short or leads nowhere is not judged here
+        with suppress(struct.error, _BrokenError):
+            if head[:4] in _TIFF_HEADS:
+                _check_tiff(str(path), stream, file.stat().st_size, most)
+            elif head == _JP2_HEAD or head[:4] == _CODESTREAM:
+                _check_jp2(str(path), stream, most)
 
 
-def check_open(path: str | Path, src: OpenRaster) -> None:
+def _check_tiff(path: str, stream: BinaryIO, size: int, most: Limits) -> None:
+    """Look into the directories of a TIFF."""
+    for number, directory in enumerate(_directories(stream, size)):
+        if number >= most.max_directories:
+            raise SourceError(
+                f"{path} has more than {most.max_directories:,} directories (pages, masks, "
+                "overviews); save the page you want: gdal_translate GTIFF_DIR:1:in.tif out.tif"
+            )
+        _check_directory(path, directory, stream, size, most)
+
+
+def _check_jp2(path: str, stream: BinaryIO, most: Limits) -> None:
+    """Look at the sizes in a JPEG2000 codestream: ISO/IEC 15444-1, A.5.1."""
+    _find_codestream(stream)
+    # SOC, SIZ, length, profile; image and tile: sides, then offsets
+    *_, width, height, left, top, cols, rows, tile_left, tile_top, bands = struct.unpack(
+        ">HHHHIIIIIIIIH", stream.read(42)
+    )
+    _check_shape(path, width - left, height - top, bands, most)
+    if not rows or not cols:
+        raise _BrokenError
+    tiles = -(-(width - tile_left) // cols) * -(-(height - tile_top) // rows)
+    if tiles * (bands + 3) > most.max_jp2_records:
+        raise SourceError(
+            f"{path} has {tiles:,} tiles of {bands} bands; {most.max_jp2_records // (bands + 3):,} "
+            f"is the limit: make a GeoTIFF of it where there is memory: gdal_translate {path} "
+            "out.tif"
+        )
+    n_bytes = min(rows, height) * min(cols, width) * bands * _JP2_BYTES_A_PX
+    # a block of a TIFF is held twice, this once
+    if n_bytes > 2e6 * most.max_block_mb:
+        raise SourceError(
+            f"{path} is stored in tiles of {cols} x {rows} px, for which every read needs "
+            f"{n_bytes / 1e6:,.0f} MB; {2 * most.max_block_mb} MB is the limit: make a GeoTIFF of "
+            f"it where there is memory (gdal_translate -co TILED=YES {path} out.tif), or set "
+            "GEOSEG_MAX_BLOCK_MB if you trust the file"
+        )
+
+
+def _find_codestream(stream: BinaryIO) -> None:
+    """Go to where the pixels of a JPEG2000 file begin."""
+    at = 0
+    for _ in range(_MOST_BOXES):
+        stream.seek(at)
+        head = stream.read(16)
+        if head[:4] == _CODESTREAM:
+            stream.seek(at)
+            return
+        length, kind = struct.unpack_from(">I4s", head)
+        begin = 8
+        if length == 1:
+            (length,), begin = struct.unpack_from(">Q", head, 8), 16
+        if kind == b"jp2c":
+            stream.seek(at + begin)
+            return
+        if length < begin:
+            raise _BrokenError
+        at += length
+    raise _BrokenError
+
+
+def check_open(path: str | Path, src: DatasetReader) -> None:
     """Refuse an open raster, or an overview of one, that is too large to be read.
 
     Parameters
@@ -297,26 +346,11 @@ def _directories(stream: BinaryIO, size: int) -> Iterator[_Directory]:
         (at,) = struct.unpack(order + place, following)
 
 
-def _check_directory(path: str, directory: _Directory, stream: BinaryIO, most: Limits) -> None:
+def _check_directory(
+    path: str, directory: _Directory, stream: BinaryIO, size: int, most: Limits
+) -> None:
     """Refuse a directory of a TIFF by what it claims."""
-    lists = (*_OFFSETS, *_COUNTS)
-    for tag, entry in directory.entries.items():
-        n_bytes = entry.count * _SIZES.get(entry.kind, 1)
-        if tag == _TIE_POINTS and entry.count > 6 * most.max_gcps:
-            raise SourceError(
-                f"{path} has {entry.count // 6:,} ground control points; {most.max_gcps:,} is the "
-                "limit: warp it first with gdalwarp"
-            )
-        if tag in lists and entry.count > most.max_blocks:
-            raise SourceError(
-                f"{path} is stored in {entry.count:,} blocks; {most.max_blocks:,} is the limit: "
-                f"store it in larger ones: gdal_translate -co TILED=YES {path} out.tif"
-            )
-        if tag not in lists and n_bytes > most.max_tag_mb * 1_000_000:
-            raise SourceError(
-                f"{path} holds {n_bytes:,} bytes in its field {tag} (metadata, colour table or the "
-                f"like); {most.max_tag_mb} MB is the limit: copy the image without it"
-            )
+    _check_fields(path, directory, size, most)
     width, height = directory.number(_WIDTH, 0), directory.number(_HEIGHT, 0)
     bands = directory.number(_BANDS, 1)
     _check_shape(path, width, height, bands, most)
@@ -333,6 +367,30 @@ def _check_directory(path: str, directory: _Directory, stream: BinaryIO, most: L
     _check_block(path, rows, cols, bits, most)
     if packed:
         _check_ratio(path, directory, stream, rows * cols * bits / 8, most)
+
+
+def _check_fields(path: str, directory: _Directory, size: int, most: Limits) -> None:
+    """Refuse fields of a directory that are too long; those that pass the file's end are broken."""
+    lists = (*_OFFSETS, *_COUNTS)
+    for tag, entry in directory.entries.items():
+        n_bytes = entry.count * _SIZES.get(entry.kind, 1)
+        if n_bytes > size:
+            continue
+        if tag == _TIE_POINTS and entry.count > 6 * most.max_gcps:
+            raise SourceError(
+                f"{path} has {entry.count // 6:,} ground control points; {most.max_gcps:,} is the "
+                "limit: warp it first with gdalwarp"
+            )
+        if tag in lists and entry.count > most.max_blocks:
+            raise SourceError(
+                f"{path} is stored in {entry.count:,} blocks; {most.max_blocks:,} is the limit: "
+                f"store it in larger ones: gdal_translate -co TILED=YES {path} out.tif"
+            )
+        if tag not in lists and n_bytes > most.max_tag_mb * 1_000_000:
+            raise SourceError(
+                f"{path} holds {n_bytes:,} bytes in its field {tag} (metadata, colour table or the "
+                f"like); {most.max_tag_mb} MB is the limit: copy the image without it"
+            )
 
 
 def _check_ratio(
