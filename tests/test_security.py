@@ -13,7 +13,7 @@ PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
 
-def tests_of(path: Path) -> set[str]:
+def named_in(path: Path) -> set[str]:
     """Return the names of the test functions in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -22,7 +22,7 @@ def tests_of(path: Path) -> set[str]:
 def test_every_test_that_is_named_exists():
     named = NAMED.findall(PAGE)
     assert len(named) > 20
-    known = {file: tests_of(ROOT / "tests" / file) for file, _ in named}
+    known = {file: named_in(ROOT / "tests" / file) for file, _ in named}
     assert [f"{file}::{test}" for file, test in named if test not in known[file]] == []
 
 

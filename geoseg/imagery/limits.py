@@ -142,9 +142,9 @@ def _check_tiff(path: str, stream: BinaryIO, size: int, most: Limits) -> None:
     for number, directory in enumerate(_directories(stream, size)):
         if number >= most.max_directories:
             raise SourceError(
-                f"{path} has more directories (pages, masks, overviews) than {most.max_directories:,},"
-                " which is the limit; save the page you want: gdal_translate GTIFF_DIR:1:in.tif "
-                "out.tif"
+                f"{path} has more directories (pages, masks, overviews) than "
+                f"{most.max_directories:,}, which is the limit; save the page you want: "
+                "gdal_translate GTIFF_DIR:1:in.tif out.tif"
             )
         _check_directory(path, directory, stream, size, most)
 
