@@ -98,6 +98,19 @@ class TileBatch:
 
 WORTH_TELLING = 0.05
 """Boxes that score less are background to any detector: nobody counts them."""
+_COLUMNS = {
+    "boxes": "an array (n, 4) of floats",
+    "scores": "an array (n,) of floats",
+    "labels": "an array (n,) of indices into the detector's classes, integers from 0",
+}
+_ROUNDING = 1e-3
+"""How far float16 may bring a probability out of [0, 1]."""
+
+
+def _form(value: object) -> str:
+    """Say what a value is, for a message."""
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    return f"{type(value).__name__}{shape}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +120,9 @@ class Instances:
     Raises
     ------
     TileError
-        If lengths differ, a value is not finite, a score leaves [0, 1], a label is negative or
-        a mask is not a two-dimensional grid.
+        If a column is no array of numbers or lengths differ, a value is not finite, a box is
+        turned around, a score leaves [0, 1], a label is negative, or a mask is not a
+        two-dimensional grid of probabilities.
     """
 
     boxes: FloatArray
@@ -127,25 +141,56 @@ class Instances:
     """Boxes that it left out so, from `WORTH_TELLING` on; several may show one object."""
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise TileError if the record is not what its fields say; arrays may have changed."""
+        for name, kinds in (("boxes", "fiu"), ("scores", "fiu"), ("labels", "iu")):
+            column = getattr(self, name)
+            if not isinstance(column, np.ndarray) or column.ndim != 1 + (name == "boxes"):
+                raise TileError(f"Instances.{name} is {_form(column)}; expected {_COLUMNS[name]}")
+            if len(column) and column.dtype.kind not in kinds:
+                raise TileError(
+                    f"Instances.{name} holds {column.dtype} values; expected {_COLUMNS[name]}"
+                )
         n = len(self.boxes)
         if self.boxes.shape != (n, 4):
             raise TileError(f"Instances.boxes has shape {self.boxes.shape}; expected (n, 4)")
         for name in ("scores", "labels", "masks"):
-            if len(getattr(self, name)) != n:
+            column = getattr(self, name)
+            length = len(column) if hasattr(column, "__len__") else None
+            if length != n:
                 raise TileError(
-                    f"Instances.{name} has {len(getattr(self, name))} rows but boxes has {n}; "
+                    f"Instances.{name} has {length} rows but boxes has {n}; "
                     "all columns must have the same length"
                 )
-        if n == 0:
-            return
+        if not isinstance(self.saturated, bool | np.bool_):
+            raise TileError(f"Instances.saturated is {_form(self.saturated)}; expected a bool")
+        if n:
+            self._check_values()
+
+    def _check_values(self) -> None:
+        """Raise TileError if a value is out of range."""
         if not np.isfinite(self.boxes).all() or not np.isfinite(self.scores).all():
             raise TileError("Instances holds boxes or scores that are not finite; drop them first")
+        if (self.boxes[:, 2:] < self.boxes[:, :2]).any():
+            raise TileError("Instances.boxes has x1 < x0 or y1 < y0; expected x0, y0, x1, y1")
         if self.scores.min() < 0 or self.scores.max() > 1:
             raise TileError("Instances.scores leaves [0, 1]; give probabilities, not logits")
-        if not np.issubdtype(self.labels.dtype, np.integer) or self.labels.min() < 0:
+        if self.labels.min() < 0:
             raise TileError("Instances.labels must be indices into the detector's classes, from 0")
-        if any(np.ndim(m) != 2 or np.size(m) == 0 for m in self.masks):
-            raise TileError("each mask must be a two-dimensional grid of probabilities")
+        whole = isinstance(self.masks, np.ndarray) and self.masks.ndim == 3
+        for mask in [self.masks] if whole else self.masks:
+            if not isinstance(mask, np.ndarray) or mask.ndim != 2 + whole or mask.size == 0:
+                raise TileError("each mask must be a two-dimensional grid of probabilities")
+            if mask.dtype.kind not in "fiub":
+                raise TileError(f"masks hold {mask.dtype} values; expected probabilities")
+            # not in the range, or not finite
+            if not (mask.min() >= -_ROUNDING and mask.max() <= 1 + _ROUNDING):
+                raise TileError(
+                    "masks leave [0, 1] or are not finite; give probabilities: not logits, nor 255 "
+                    "for yes"
+                )
 
     def __len__(self) -> int:
         return len(self.boxes)

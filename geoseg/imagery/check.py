@@ -31,6 +31,7 @@ from rasterio.windows import Window
 
 from geoseg.errors import GeosegError, SourceError, TileError
 from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
+from geoseg.imagery.limits import check_file
 from geoseg.imagery.radiometry import (
     PROBABILITIES,
     BandStatistics,
@@ -55,6 +56,7 @@ _WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 278, 322, 32
 _LAYOUT = (_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT)
 _MOST_DIRECTORIES = 1_000
 _TAIL_BYTES = 65_536
+_ENDS_AT_ONCE = 1_000_000
 
 _HUGE_PX = 100_000_000
 """From here on overviews matter."""
@@ -151,10 +153,11 @@ def check_truncation(path: str | Path) -> TruncationReport:
     Raises
     ------
     SourceError
-        If the file cannot be read at all.
+        If the file cannot be read at all, or its lists of blocks pass a limit.
     """
     file = Path(path)
     try:
+        check_file(file)
         size = file.stat().st_size
         with file.open("rb") as stream:
             head = stream.read(8)
@@ -941,10 +944,14 @@ def _check_tiff(stream: BinaryIO, path: str, size: int) -> TruncationReport:
         for index, directory in enumerate(_directories(stream, size)):
             offsets, counts = directory.offsets, directory.counts
             used = (offsets > 0) & (counts > 0)
-            # as float: a hostile offset near 2**64 must not wrap around to a small one
-            ends = offsets.astype(np.float64) + counts.astype(np.float64)
-            past = used & (ends > size)
-            needed = max(needed, int(ends[used].max(initial=0)))
+            past = np.zeros(len(used), np.bool_)
+            # piece by piece: lists of ten million blocks should not need room for several copies
+            for start in range(0, len(used), _ENDS_AT_ONCE):
+                some = slice(start, start + _ENDS_AT_ONCE)
+                # as float: a hostile offset near 2**64 must not wrap around to a small one
+                ends = offsets[some].astype(np.float64) + counts[some].astype(np.float64)
+                past[some] = used[some] & (ends > size)
+                needed = max(needed, int(ends[used[some]].max(initial=0)))
             if index == 0:
                 blocks, lost = int(used.sum()), int(past.sum())
                 window = _around(past, directory.layout)

@@ -27,6 +27,7 @@ from rasterio.windows import Window
 
 from geoseg.errors import OutputError, SourceError
 from geoseg.imagery.georef import ground_gsd_m
+from geoseg.imagery.limits import check_file, check_open
 from geoseg.records import RasterInfo
 
 DRIVERS = {
@@ -163,6 +164,7 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
         raise SourceError(f"{path}: {what}")
     driver = _driver(path, file)
     _check_companions(path, file)
+    check_file(file)
     options = {} if overview_level is None else {"overview_level": overview_level}
     try:
         with warnings.catch_warnings():
@@ -174,6 +176,7 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
             f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
         ) from error
     try:
+        check_open(path, src)
         if src.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
             raise SourceError(
                 f"{path} names another file as its overviews, which could be any file; copy the "
@@ -188,10 +191,13 @@ def _check_companions(path: str | Path, file: Path) -> None:
     """Refuse masks and overviews beside a file that are no TIFF: GDAL lets any driver open them."""
     for suffix in (".ovr", ".msk", ".msk.ovr"):
         for companion in {Path(f"{file}{suffix}"), Path(f"{file}{suffix.upper()}")}:
-            if companion.is_file() and _driver(companion, companion) != "GTiff":
+            if not companion.is_file():
+                continue
+            if _driver(companion, companion) != "GTiff":
                 raise SourceError(
                     f"{companion} is not a TIFF; delete it, or give {path} a right one"
                 )
+            check_file(companion)
 
 
 def _driver(path: str | Path, file: Path) -> str:

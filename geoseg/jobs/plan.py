@@ -45,10 +45,11 @@ from geoseg.imagery.radiometry import (
     wants_statistics,
 )
 from geoseg.imagery.source import describe_raster, find_images, select_bands
+from geoseg.jobs.guard import undisturbed
 from geoseg.jobs.ledger import digest
 from geoseg.jobs.supertile import DetectorSpec
 from geoseg.models.card import file_sha256
-from geoseg.models.detector import load_detector
+from geoseg.models.detector import check_detector, load_detector
 from geoseg.models.registry import find_card, find_model
 from geoseg.objects.cells import GridSpec
 from geoseg.objects.count import RegionCounter, polygonal
@@ -243,13 +244,15 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
             },
         }
     # the user's own: it need not be what it promises
-    made: Any = load_detector(str(settings.detector)) if detector is None else detector
+    with undisturbed():
+        made: Any = load_detector(str(settings.detector)) if detector is None else detector
     if not callable(made) or not getattr(made, "classes", None):
         raise ModelError(
             f"detector is {made!r}; expected a callable with classes: tuple[str, ...] "
             "(geoseg.Detector), or 'package.module:factory'"
         )
     name = settings.detector or type(made).__qualname__
+    check_detector(made, f"detector {name}")
     bands = getattr(made, "bands", None)
     return {
         "classes": tuple(made.classes),

@@ -29,6 +29,7 @@ from geoseg.imagery.grid import TileGrid, quarters
 from geoseg.imagery.radiometry import Scaling
 from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.device import leave_if_lost
+from geoseg.jobs.guard import shown, undisturbed
 from geoseg.jobs.memory import keep_freed_memory, peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.models.detector import Detector, load_detector
@@ -40,6 +41,8 @@ Result = TypeVar("Result")
 
 COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
+_MASK_SIDE = 1_024
+"""Cells a side that a mask may always have, whatever the tile."""
 # one thread: detectors need not be safe for several, and PyTorch counts CPU threads per thread
 _NETWORK = ThreadPoolExecutor(max_workers=1, thread_name_prefix="geoseg-network")
 
@@ -76,7 +79,8 @@ class DetectorSpec:
 @lru_cache(maxsize=2)
 def _load(spec: DetectorSpec) -> Detector:
     if spec.factory is not None:
-        return load_detector(spec.factory)
+        with undisturbed():
+            return load_detector(spec.factory)
     from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
 
@@ -322,27 +326,65 @@ def _call(detector: Detector, pixels: Any, tiles: Sequence[Tile]) -> list[Instan
     place = f"tiles {tiles[0].index} to {tiles[-1].index}, detect"
     try:
         # anybody's code: what it returns need not be what it promised
-        found: Any = detector(pixels)
+        with undisturbed():
+            found: Any = detector(pixels)
     except GeosegError as error:
         raise TileError(f"{place}: {error}") from error
-    except Exception as error:
-        leave_if_lost(error)
-        raise TileError(f"{place}: the detector raised {error!r}") from error
+    except BaseException as error:
+        # on the network's thread no signal arrives: a SystemExit, with which the run would end
+        # as if all were well, and a KeyboardInterrupt are the detector's own
+        if isinstance(error, RuntimeError):
+            leave_if_lost(error)
+        raise TileError(f"{place}: the detector raised {shown(error)}") from error
     if not isinstance(found, list) or len(found) != len(tiles):
+        n = f" of {len(found)}" if isinstance(found, list) else ""
         raise TileError(
-            f"{place}: the detector returned {type(found).__name__} for {len(tiles)} tiles; "
+            f"{place}: the detector returned {type(found).__name__}{n} for {len(tiles)} tiles; "
             "expected a list with one geoseg.Instances for each"
         )
-    for instances in found:
-        if not isinstance(instances, Instances):
-            raise TileError(f"{place}: expected geoseg.Instances, got {type(instances).__name__}")
-        if len(instances) and instances.labels.max() >= len(detector.classes):
-            raise TileError(
-                f"{place}: label {instances.labels.max()} is out of range; the detector names "
-                f"{len(detector.classes)} classes"
-            )
-    checked: list[Instances] = found
-    return checked
+    try:
+        return [_own(one, len(detector.classes), pixels.shape[2:]) for one in found]
+    except TileError as error:
+        raise TileError(f"{place}: {error}") from error
+
+
+def _own(found: Any, n_classes: int, shape: tuple[int, int]) -> Instances:
+    """Check what a detector returned for a tile, and copy it: it may use its arrays again.
+
+    While one supertile's masks are traced, the network already looks at another.
+    """
+    if not isinstance(found, Instances):
+        raise TileError(f"expected geoseg.Instances, got {type(found).__name__}")
+    found.check()
+    if not len(found):
+        return found
+    if found.labels.max() >= n_classes:
+        raise TileError(
+            f"label {found.labels.max()} is out of range; the detector names {n_classes} classes"
+        )
+    height, width = shape
+    sides = np.array([width, height, width, height])
+    boxes = found.boxes
+    outside = (boxes[:, :2] > sides[:2]).any() or (boxes[:, 2:] < 0).any()
+    if outside or (boxes < -sides).any() or (boxes > 2 * sides).any():
+        raise TileError(
+            f"a box lies outside its tile of {width} x {height} px, or reaches out of it by more "
+            "than that; boxes are in px of the tile, not of the raster"
+        )
+    masks = found.masks
+    most = max(_MASK_SIDE, *shape)
+    if any(max(mask.shape) > most for mask in masks):
+        raise TileError(
+            f"a mask has more than {most} cells a side, more than its tile; give a mask on the "
+            "grid of its box"
+        )
+    return Instances(
+        boxes=found.boxes.astype(np.float32),
+        scores=found.scores.astype(np.float32),
+        labels=found.labels.astype(np.int64),
+        masks=masks.copy() if isinstance(masks, np.ndarray) else [mask.copy() for mask in masks],
+        saturated=bool(found.saturated),
+    )
 
 
 def _above(instances: Instances, min_score: float) -> Instances:

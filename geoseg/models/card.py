@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geoseg.errors import ModelError
+from geoseg.models.detector import check_classes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,6 +97,7 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not self.classes:
             raise ModelError(f"model card {self.name} has no classes")
+        check_classes(self.classes, f"model card {self.name}")
         if self.gsd_m is not None and not self.gsd_m > 0:
             raise ModelError(f"model card {self.name}: gsd_m is {self.gsd_m}; expected above 0")
         if not 0 <= self.min_score <= 1:
