@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from geoseg.errors import ConfigError, OutputError
-from geoseg.jobs.ledger import MANIFEST, RunDirectory
+from geoseg.jobs.ledger import MANIFEST, RunDirectory, manifest_from
 from geoseg.outputs.style import class_colours
 from geoseg.outputs.tables import read_vector
 
@@ -352,14 +351,11 @@ def _is_run_of(run_dir: Path, output: Path) -> bool:
 def _read_manifest(run_dir: Path) -> dict[str, Any]:
     file = run_dir / MANIFEST
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return manifest_from(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{file} cannot be read ({error}); run the same command again to write it anew"
         ) from error
-    if not isinstance(values, dict):
-        raise OutputError(f"{file} is no manifest; run the same command again to write it anew")
-    return values
 
 
 def _text(value: object) -> str:

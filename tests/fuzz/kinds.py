@@ -36,6 +36,8 @@ class Case:
 
     commands: tuple[Command, ...]
     outputs: tuple[str, ...] = ()
+    torch: bool = False
+    """Whether the commands need torch."""
 
 
 Make = Callable[[random.Random, Path, Path], Case]
@@ -52,7 +54,6 @@ _DETECT = (("out.gpkg", "out.geoseg-run/*"), ("out.geojson", "out.geoseg-run/*")
 
 
 def _look_at_raster(rng: random.Random, name: str, *more: Command) -> Case:
-    commands: list[Command] = [("check", name)]
     extra: list[str] = []
     if rng.random() < 0.5:
         extra.append("--read")
@@ -60,11 +61,11 @@ def _look_at_raster(rng: random.Random, name: str, *more: Command) -> Case:
         extra.append("--statistics")
     if rng.random() < 0.2:
         extra.append("--json")
-    commands = [("check", name, *extra)]
+    commands: list[Command] = [("check", name, *extra)]
     outputs: tuple[str, ...] = ()
-    if rng.random() < 0.35:
+    if rng.random() < 0.2:
         commands.append(("plan", name, "--no-probe", *RUN_ARGS))
-    if rng.random() < 0.15:
+    if rng.random() < 0.05:
         outputs = rng.choice(_DETECT)
         gsd = rng.choice(("native", "native", "0.2", "0.05"))
         commands.append(("detect", name, "-o", outputs[0], *RUN_ARGS, "--gsd", gsd, "--no-report"))
@@ -227,7 +228,8 @@ def job_file(rng: random.Random, seeds: Path, folder: Path) -> Case:
     )
     verb = ("run", "job.toml", *rng.choice(((), (), ("--json",), ("--overwrite",))))
     # outputs of any name are the job's own will; the inputs and what lies outside are not
-    return Case((verb,), ("*",))
+    needs = not (isinstance(tables.get("detect"), dict) and "detector" in tables["detect"])
+    return Case((verb,), ("*",), torch=detect and needs)
 
 
 def _tame(tables: dict[str, Any]) -> None:
@@ -485,7 +487,7 @@ def labels(rng: random.Random, seeds: Path, folder: Path) -> Case:
         tables = mutate_tree(rng, tables, keys)
         tables = tables if isinstance(tables, dict) else {"train": tables}
     (folder / "train.toml").write_bytes(to_toml(rng, tables))
-    return Case((("call:labels", "train.toml"),))
+    return Case((("call:labels", "train.toml"),), torch=True)
 
 
 # --- models ----------------------------------------------------------------------------------
@@ -524,10 +526,10 @@ def checkpoint(rng: random.Random, seeds: Path, folder: Path) -> Case:
     how = rng.random()
     if how < 0.6:
         convert = ("convert", name, "--config", "config.yaml", "-o", "out.safetensors")
-        return Case((convert,), ("out.safetensors", "out.json"))
+        return Case((convert,), ("out.safetensors", "out.json"), torch=True)
     if how < 0.8 and name == "m.pth":
-        return Case((("models", "show", name),))
-    return Case((("call:load", name, "config.yaml"),))
+        return Case((("models", "show", name),), torch=True)
+    return Case((("call:load", name, "config.yaml"),), torch=True)
 
 
 def safetensors(rng: random.Random, seeds: Path, folder: Path) -> Case:
@@ -556,12 +558,14 @@ def safetensors(rng: random.Random, seeds: Path, folder: Path) -> Case:
         else:
             data = mutate_bytes(rng, data)
         (folder / "m.safetensors").write_bytes(data)
-    return rng.choice((
-        Case((("models", "show", "m.safetensors"),)),
-        Case((("call:load", "m.safetensors"),)),
-        Case((("convert", "m.safetensors", "-o", "out.safetensors"),), ("out.safetensors", "out.json")),
-        Case((("models", "show", "m.safetensors", "--stac"),)),
+    command: Command
+    command, outputs = rng.choice((
+        (("models", "show", "m.safetensors"), ()),
+        (("call:load", "m.safetensors"), ()),
+        (("convert", "m.safetensors", "-o", "out.safetensors"), ("out.safetensors", "out.json")),
+        (("models", "show", "m.safetensors", "--stac"), ()),
     ))  # fmt: skip
+    return Case((command,), outputs, torch=True)
 
 
 _YAML = ("!!python/object/apply:os.system [x]", "&a [*a]", "a: &a [1,1]\nb: [*a, *a]", "{" * 2000, "? ? ?",
@@ -590,7 +594,7 @@ def configuration(rng: random.Random, seeds: Path, folder: Path) -> Case:
     (folder / "config.yaml").write_bytes(data)
     (folder / "m.pth").symlink_to(models / "model.pth")
     convert = ("convert", "m.pth", "--config", "config.yaml", "-o", "out.safetensors")
-    return Case((convert,), ("out.safetensors", "out.json"))
+    return Case((convert,), ("out.safetensors", "out.json"), torch=True)
 
 
 def calibration(rng: random.Random, seeds: Path, folder: Path) -> Case:

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,15 @@ def fuzz(
 ) -> Iterator[dict[str, Any]]:
     """Run files one after the other in one server; yield what was found of each."""
     root = work / "room"
-    with Server(limit_s) as server:
+    servers: dict[bool, Server] = {}
+    with ExitStack() as stack:
         for number in numbers:
             which = kind or kind_of(seed, number)
             (root / "case").mkdir(parents=True)
             case = make(which, seed, number, seeds, root / "case")
+            if case.torch not in servers:
+                servers[case.torch] = stack.enter_context(Server(limit_s, case.torch))
+            server = servers[case.torch]
             if keep is not None and len(numbers) == 1:
                 shutil.copytree(root / "case", keep / f"{which}-{number}", dirs_exist_ok=True)
             ended = server.run(root / "case", case.commands, case.outputs)
@@ -97,6 +102,7 @@ def main() -> int:
     totals: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     slowest: list[tuple[float, str, int]] = []
+    took: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="geoseg-fuzz-") as folder:
         work = Path(folder)
         seeds = options.seeds or work / "seeds"
@@ -113,6 +119,7 @@ def main() -> int:
                 ended: Ended = result["ended"]
                 totals[result["kind"]] += 1
                 codes.update(str(code) for code in ended.codes)
+                took[result["kind"]] += ended.seconds  # type: ignore[assignment]
                 slowest.append((ended.seconds, result["kind"], result["number"]))
                 slowest.sort(reverse=True)
                 del slowest[10:]
@@ -130,7 +137,7 @@ def main() -> int:
         lines = [json.dumps(r | {"ended": _plain(r["ended"])}) for r in found]
         with (options.keep / "found.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
-    _summary(totals, codes, slowest, found, seconds)
+    _summary(totals, codes, slowest, found, seconds, took)
     return 1 if found else 0
 
 
@@ -155,12 +162,18 @@ def _progress(done: int, found: int, begun: float) -> None:
 
 
 def _summary(
-    totals: Counter[str], codes: Counter[str], slowest: list[Any], found: list[Any], seconds: float
+    totals: Counter[str],
+    codes: Counter[str],
+    slowest: list[Any],
+    found: list[Any],
+    seconds: float,
+    took: Counter[str],
 ) -> None:
     bad = Counter(result["kind"] for result in found)
     for kind in KINDS:
         if totals[kind]:
-            print(f"{kind:16} {totals[kind]:6} files {bad[kind]:4} findings")
+            each = 1000 * took[kind] / totals[kind]
+            print(f"{kind:16} {totals[kind]:6} files {bad[kind]:4} findings {each:6.0f} ms each")
     n = sum(totals.values())
     print(f"{'all':16} {n:6} files {len(found):4} findings, {seconds:.0f} s, "
           f"{1000 * seconds / max(n, 1):.0f} ms a file")  # fmt: skip

@@ -71,13 +71,15 @@ class Server:
     """The driver's end of a server process; a context manager."""
 
     limit_s: float = LIMIT_S
+    torch: bool = False
+    """Whether torch is imported, too: forking then costs four times as much."""
     _process: Any = field(default=None)
 
     def __enter__(self) -> Server:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.server", str(self.limit_s)],
+            [sys.executable, "-m", "fuzz.server", str(self.limit_s), str(int(self.torch))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -106,27 +108,28 @@ class Server:
         return Ended(**values | {k: tuple(values[k]) for k in ("codes", "strays")})
 
 
-def _import_all() -> None:
+def _import_all(*, with_torch: bool) -> None:
     """Import what verbs import when they are called."""
     import importlib
 
     from geoseg.cli.main import VERBS
 
-    for verb in VERBS:
-        importlib.import_module(f"geoseg.cli.{verb}")
+    heavy = ("learning.train", "learning.labels", "models.convert", "models.detectron2",
+             "models.inference")  # fmt: skip
     for name in (
-        "api", "runs", "jobs.pipeline", "jobs.estimate", "jobs.report", "imagery.check",
-        "learning.train", "learning.labels", "models.convert", "models.detectron2",
-        "models.inference", "outputs.polygons", "outputs.counts", "objects.evaluate",
-        "outputs.report",
+        *(f"cli.{verb}" for verb in VERBS), "api", "runs", "jobs.pipeline", "jobs.estimate",
+        "jobs.report", "jobs.changes", "imagery.check", "outputs.polygons", "outputs.counts",
+        "objects.evaluate", "outputs.report", *(heavy if with_torch else ()),
     ):  # fmt: skip
         importlib.import_module(f"geoseg.{name}")
     import fuzz.targets
-    import torch
-    import yaml  # noqa: F401
-    from safetensors.torch import load_file  # noqa: F401
 
-    torch.set_num_threads(1)
+    if with_torch:
+        import torch
+        import yaml  # noqa: F401
+        from safetensors.torch import load_file  # noqa: F401
+
+        torch.set_num_threads(1)
     assert fuzz.targets.CALLS
 
 
@@ -227,7 +230,7 @@ def main() -> None:
 
     limit_s = float(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    _import_all()
+    _import_all(with_torch=sys.argv[2] == "1")
     gc.collect()
     gc.freeze()
     with tempfile.TemporaryDirectory(prefix="fuzz-log-") as log:

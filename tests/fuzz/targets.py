@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -76,10 +79,27 @@ def load(path: str, config: str = "") -> None:
     load_model(path, config=config or None, device="cpu")
 
 
+def go_bad(how: str) -> None:
+    """Do what no case may do, so that the tests see it found."""
+    if how == "raise":
+        raise KeyError("x")
+    if how == "signal":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "hang":
+        time.sleep(60)
+    if how == "memory":
+        bytearray(1 << 36)
+    if how == "write":
+        Path("../left.txt").write_text("x", encoding="ascii")
+    if how == "code":
+        os._exit(70)
+
+
 CALLS: dict[str, Callable[..., None]] = {
     "call:run": look_at_run,
     "call:labels": look_at_labels,
     "call:load": load,
+    "call:bad": go_bad,
 }
 
 
