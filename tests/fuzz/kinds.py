@@ -23,7 +23,6 @@ from fuzz.mutate import (
     to_json,
     to_toml,
 )
-
 from geoseg.config import CountSettings, DetectSettings
 
 RUN_ARGS = ("--detector", "fuzz.targets:detector", "-j", "1", "--device", "cpu")
@@ -67,8 +66,7 @@ def _look_at_raster(rng: random.Random, name: str, *more: Command) -> Case:
         commands.append(("plan", name, "--no-probe", *RUN_ARGS))
     if rng.random() < 0.05:
         outputs = rng.choice(_DETECT)
-        gsd = rng.choice(("native", "native", "0.2", "0.05"))
-        commands.append(("detect", name, "-o", outputs[0], *RUN_ARGS, "--gsd", gsd, "--no-report"))
+        commands.append(("detect", name, "-o", outputs[0], *RUN_ARGS, "--no-report"))
     return Case((*commands, *more), outputs)
 
 
@@ -114,13 +112,19 @@ _AUX = (
     b"<PAMDataset><SRS>EPSG:32633</SRS><GeoTransform>5e5,0.1,0,5.5e6,0,-0.1</GeoTransform></PAMDataset>",
     b'<PAMDataset><SRS>PROJCS["x"</SRS></PAMDataset>',
     b"<PAMDataset><GeoTransform>nan,inf,1e999,0,0,0</GeoTransform></PAMDataset>",
-    b'<PAMDataset><PAMRasterBand band="1"><NoDataValue>nan</NoDataValue><ColorInterp>Alpha</ColorInterp>'
-    b"</PAMRasterBand></PAMDataset>",
-    b'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/etc/passwd</MDI></Metadata>'
-    b"</PAMDataset>",
+    (
+        b'<PAMDataset><PAMRasterBand band="1"><NoDataValue>nan</NoDataValue><ColorInterp>Alpha</ColorInterp>'
+        b"</PAMRasterBand></PAMDataset>"
+    ),
+    (
+        b'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/etc/passwd</MDI></Metadata>'
+        b"</PAMDataset>"
+    ),
     b'<PAMDataset><PAMRasterBand band="99999999"><Scale>x</Scale></PAMRasterBand></PAMDataset>',
-    b'<PAMDataset><GCPList Projection="EPSG:4326"><GCP Id="" Pixel="nan" Line="0" X="0" Y="0"/></GCPList>'
-    b"</PAMDataset>",
+    (
+        b'<PAMDataset><GCPList Projection="EPSG:4326"><GCP Id="" Pixel="nan" Line="0" X="0" Y="0"/></GCPList>'
+        b"</PAMDataset>"
+    ),
     b"<PAMDataset>" + b"<a>" * 300,
 )
 
@@ -164,7 +168,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "grid": ("square:1", "hexagon:1", "square:0", "square:-1", "square:nan", "square:1e-9", "circle:3",
              "square:inf", "hexagon:1e300", "square", ":", "square:0.0001"),
     "rule": ("point", "area", "intersects", "none"),
-    "gsd": ("native", 0.1, 0.2, 0.05, 0.001, 1000, 1e-9, "nan", float("nan"), 30.0),
+    "gsd": ("native", 0.1, 0.2, 0.05, 0.0001, 1000, 1e-9, "nan", float("nan"), 30.0),
     "tile_size": (32, 33, 64, 31, 8192, 8193, 2**31, 0, -1),
     "overlap": (0, 8, 31, 32, -1, 2**40),
     "supertile_size": (32, 64, 65536, 65537, 0, 40),
@@ -245,7 +249,17 @@ def _tame(tables: dict[str, Any]) -> None:
 
 # --- regions, objects, labels ----------------------------------------------------------------
 
-_SUFFIXES = (".geojson", ".geojson", ".geojson", ".gpkg", ".gpkg", ".fgb", ".parquet", ".shp", ".shp")
+_SUFFIXES = (
+    ".geojson",
+    ".geojson",
+    ".geojson",
+    ".gpkg",
+    ".gpkg",
+    ".fgb",
+    ".parquet",
+    ".shp",
+    ".shp",
+)
 _GEO_KEYS = ("type", "features", "geometry", "coordinates", "properties", "crs", "bbox", "geometries",
              "Polygon", "MultiPolygon", "Point", "GeometryCollection", "FeatureCollection")  # fmt: skip
 
@@ -260,9 +274,9 @@ def _break_geojson(rng: random.Random, data: bytes) -> bytes:
         elif action == 1:
             rng.choice(features)["geometry"] = _odd_geometry(rng)
         elif action == 2:
-            rng.choice(features)["properties"][rng.choice((*TEXTS, "count", "class", "score", "id"))] = (
-                odd_value(rng)
-            )
+            rng.choice(features)["properties"][
+                rng.choice((*TEXTS, "count", "class", "score", "id"))
+            ] = odd_value(rng)
         elif action == 3:
             tree["crs"] = rng.choice((
                 None, {}, {"type": "name", "properties": {"name": rng.choice(TEXTS)}}, 5,
@@ -287,8 +301,11 @@ def _break_ring(rng: random.Random, features: list[Any]) -> None:
     if not isinstance(geometry, dict) or not geometry.get("coordinates"):
         return
     ring = geometry["coordinates"]
-    while isinstance(ring, list) and ring and isinstance(ring[0], list) and isinstance(
-        ring[0][0] if ring[0] else None, list
+    while (
+        isinstance(ring, list)
+        and ring
+        and isinstance(ring[0], list)
+        and isinstance(ring[0][0] if ring[0] else None, list)
     ):
         ring = ring[0]
     action = rng.randrange(7)
@@ -360,7 +377,9 @@ def _break_database(rng: random.Random, data: bytes) -> bytes:
         page = int.from_bytes(out[16:18], "big") or 4096
         for _ in range(rng.choice((1, 1, 3))):
             at = rng.randrange(len(out) // page) * page
-            out[at : at + page] = mutate_bytes(rng, bytes(out[at : at + page]))[:page].ljust(page, b"\0")
+            out[at : at + page] = mutate_bytes(rng, bytes(out[at : at + page]))[:page].ljust(
+                page, b"\0"
+            )
         return bytes(out)
     import sqlite3
     import tempfile
@@ -380,7 +399,9 @@ def _break_database(rng: random.Random, data: bytes) -> bytes:
         if table == "*":
             table = base.execute("SELECT table_name FROM gpkg_contents").fetchone()[0]
             # the triggers of the spatial index call functions that only GDAL knows
-            for (trigger,) in base.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall():
+            for (trigger,) in base.execute(
+                "SELECT name FROM sqlite_master WHERE type='trigger'"
+            ).fetchall():
                 base.execute(f'DROP TRIGGER "{trigger}"')
         value = f"x'{_odd_wkb(rng).hex()}'" if column == "geom" else odd
         try:
@@ -402,7 +423,10 @@ def _odd_wkb(rng: random.Random) -> bytes:
         for x, y in ((5e5, 5.5e6), (5e5 + 1, 5.5e6), (5e5 + 1, 5.5e6 - 1), (5e5, 5.5e6))
     )
     kind = rng.choice((3, 3, 6, 7, 1, 10, 17, 1003, 3003, 2**31 + 3, 2**32 - 1))
-    rings, points = rng.choice((1, 1, 0, 2**31 - 1, 2**32 - 1)), rng.choice((4, 4, 0, 3, 2**28, 2**32 - 1))
+    rings, points = (
+        rng.choice((1, 1, 0, 2**31 - 1, 2**32 - 1)),
+        rng.choice((4, 4, 0, 3, 2**28, 2**32 - 1)),
+    )
     body = b"\1" + b"".join(v.to_bytes(4, "little") for v in (kind, rings, points)) + ring
     return mutate_bytes(rng, head + body) if rng.random() < 0.5 else head + body
 
@@ -422,7 +446,9 @@ def regions(rng: random.Random, seeds: Path, folder: Path) -> Case:
         command += ["--regions-crs", "EPSG:32633"]
     if rng.random() < 0.2:
         command += ["--region-field", rng.choice(("name", "id"))]
-    output = rng.choice((None, None, "out.gpkg", "out.csv", "out.xlsx", "out.geojson", "out.parquet"))
+    output = rng.choice(
+        (None, None, "out.gpkg", "out.csv", "out.xlsx", "out.geojson", "out.parquet")
+    )
     if output:
         command += ["-o", output]
     if rng.random() < 0.2:
@@ -541,7 +567,9 @@ def safetensors(rng: random.Random, seeds: Path, folder: Path) -> Case:
         card = mutate_tree(rng, card, tuple(card))
         if rng.random() < 0.5:
             tree = json.loads((models / "model.json").read_bytes())
-            tree["architecture"] = mutate_tree(rng, tree["architecture"], tuple(tree["architecture"]))
+            tree["architecture"] = mutate_tree(
+                rng, tree["architecture"], tuple(tree["architecture"])
+            )
             card = tree
     else:
         head = rng.random()
@@ -579,7 +607,17 @@ def configuration(rng: random.Random, seeds: Path, folder: Path) -> Case:
 
     models = seeds / "models"
     tree = yaml.safe_load((models / "config.yaml").read_text(encoding="utf-8"))
-    keys = ("_BASE_", "MODEL", "RESNETS", "DEPTH", "VERSION", "MASK_ON", "NAME", "NORM", "NUM_CLASSES")
+    keys = (
+        "_BASE_",
+        "MODEL",
+        "RESNETS",
+        "DEPTH",
+        "VERSION",
+        "MASK_ON",
+        "NAME",
+        "NORM",
+        "NUM_CLASSES",
+    )
     try:
         text = yaml.safe_dump(mutate_tree(rng, tree, keys))
     except yaml.YAMLError:

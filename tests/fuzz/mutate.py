@@ -244,8 +244,10 @@ def to_toml(rng: random.Random, tables: dict[str, Any]) -> bytes:
 
 def _key(name: Any) -> str:
     text = str(name)
-    return text if text.replace("_", "").replace("-", "").isalnum() and text.isascii() else (
-        json.dumps(text)
+    return (
+        text
+        if text.replace("_", "").replace("-", "").isalnum() and text.isascii()
+        else (json.dumps(text))
     )
 
 

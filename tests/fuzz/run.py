@@ -45,7 +45,13 @@ def make_seeds(folder: Path) -> None:
 
 
 def fuzz(
-    numbers: list[int], seed: int, seeds: Path, work: Path, *, kind: str | None, limit_s: float,
+    numbers: list[int],
+    seed: int,
+    seeds: Path,
+    work: Path,
+    *,
+    kind: str | None,
+    limit_s: float,
     keep: Path | None,
 ) -> Iterator[dict[str, Any]]:
     """Run files one after the other in one server; yield what was found of each."""

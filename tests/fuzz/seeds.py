@@ -65,7 +65,9 @@ def _rasters(folder: Path) -> None:
     write_raster(folder / "float.tif", dtype="float32", nodata=0, predictor=3, compress="deflate")
     write_raster(folder / "planes.tif", interleave="band", compress="lzw", predictor=2, **tiles)
     write_raster(folder / "alpha.tif", bands=4, compress="deflate")
-    write_raster(folder / "masked.tif", mask="internal", compress="deflate", overviews=(2,), **tiles)
+    write_raster(
+        folder / "masked.tif", mask="internal", compress="deflate", overviews=(2,), **tiles
+    )
     write_raster(folder / "besides.tif", mask="external", compress="jpeg", **tiles)
     write_raster(folder / "half.tif", height=SIDE // 2, width=SIDE // 2, compress="deflate")
     (folder / "half.tif").rename(folder / "besides.tif.ovr")
@@ -125,6 +127,7 @@ def _models(folder: Path) -> None:
     import torch
     import yaml
     from detectron2_forward import nested, random_checkpoint, small_config
+
     from geoseg.models.convert import convert
 
     folder.mkdir()

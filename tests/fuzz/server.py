@@ -131,6 +131,25 @@ def _import_all(*, with_torch: bool) -> None:
 
         torch.set_num_threads(1)
     assert fuzz.targets.CALLS
+    _warm_up()
+
+
+def _warm_up() -> None:
+    """Let GDAL and PROJ read their tables once, and not in every child; nothing starts threads."""
+    import pyproj
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    from geoseg.models.registry import find_card
+
+    find_card("buildings")
+    profile = {"driver": "GTiff", "width": 16, "height": 16, "count": 1, "dtype": "uint8"}
+    with MemoryFile() as file, file.open(**profile, crs="EPSG:32633") as dst:
+        dst.transform = rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 5.5e6)
+    for code in (32633, 4326, 3857):
+        pyproj.Transformer.from_crs(code, 4979, always_xy=True).transform(1.0, 2.0)
+    started = len(list(Path("/proc/self/task").iterdir()))
+    assert started == 1, f"{started} threads: a fork would lose them"
 
 
 def _child(request: dict[str, Any], log: Path) -> None:
@@ -219,9 +238,7 @@ def serve(request: dict[str, Any], log: Path, limit_s: float) -> Ended:
         codes.append(os.WEXITSTATUS(status))
     texts = [(log / n).read_text(encoding="utf-8", errors="replace") for n in ("out", "err")]
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    return Ended(
-        tuple(codes), ended_by, timed_out, round(seconds, 4), *texts, tuple(strays)
-    )
+    return Ended(tuple(codes), ended_by, timed_out, round(seconds, 4), *texts, tuple(strays))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fuzz import tiff
 from fuzz.kinds import KINDS, kind_of, make
 from fuzz.mutate import mutate_bytes, mutate_tree

@@ -29,8 +29,10 @@ CODECS = (
 _GEO_KEYS = (1024, 1025, 1026, 2048, 2049, 2050, 2052, 2054, 2056, 2057, 2059, 3072, 3073, 3074,
              3075, 3076, 3078, 3080, 3081, 3092, 4096, 4099, 5120)  # fmt: skip
 _METADATA = (
-    '<GDALMetadata><Item name="OVERVIEW_FILE" domain="OVERVIEWS">../secret.tif</Item>'
-    "</GDALMetadata>",
+    (
+        '<GDALMetadata><Item name="OVERVIEW_FILE" domain="OVERVIEWS">../secret.tif</Item>'
+        "</GDALMetadata>"
+    ),
     '<GDALMetadata><Item name="SCALE" sample="0" role="scale">nan</Item></GDALMetadata>',
     '<GDALMetadata><Item name="NBITS" sample="0" domain="IMAGE_STRUCTURE">1</Item></GDALMetadata>',
     '<GDALMetadata><Item name="x" sample="99999" role="offset">1e999</Item></GDALMetadata>',
@@ -180,7 +182,9 @@ def _write_one(out: bytearray, directory: Directory, order: str, word: str) -> t
                 f"{order}{word}", _fit(len(out) if entry.offset is None else entry.offset, word)
             )
             out += data
-        rows.append(struct.pack(f"{order}HH{word}", entry.tag, entry.kind, _fit(count, word)) + place)
+        rows.append(
+            struct.pack(f"{order}HH{word}", entry.tag, entry.kind, _fit(count, word)) + place
+        )
     if len(out) % 2:
         out += b"\0"
     start = len(out)
@@ -220,9 +224,7 @@ def mutated(rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 2, 3, 5))):
         rng.choice(_LIES)(rng, rng.choice(images))
     loop = rng.randrange(len(images)) if rng.random() < 0.06 else None
-    data = write(
-        images, order=rng.choice("<<>"), big=rng.random() < 0.25, loop=loop
-    )
+    data = write(images, order=rng.choice("<<>"), big=rng.random() < 0.25, loop=loop)
     if rng.random() < 0.15:
         data = mutate_bytes(rng, data)
     return data
@@ -246,7 +248,9 @@ def _lie_value(rng: random.Random, d: Directory) -> None:
 def _lie_size(rng: random.Random, d: Directory) -> None:
     """Let width, height, block size or bits be what nobody has."""
     tag = rng.choice((256, 257, 278, 322, 323, 277, 258))
-    value = rng.choice((0, 1, 3, 15, 16, 17, 64, 100_000, 1_000_000, 2**24, 2**31 - 1, 2**31, 2**32 - 1))
+    value = rng.choice(
+        (0, 1, 3, 15, 16, 17, 64, 100_000, 1_000_000, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+    )
     d.put(tag, LONG, [value])
 
 
@@ -257,7 +261,9 @@ def _lie_codec(rng: random.Random, d: Directory) -> None:
 
 
 def _lie_colour(rng: random.Random, d: Directory) -> None:
-    d.put(262, SHORT, [rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892, 65535))])
+    d.put(
+        262, SHORT, [rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 32803, 32844, 32845, 34892, 65535))]
+    )
     if rng.random() < 0.4:
         n = rng.choice((0, 3, 6, 48, 768))
         d.put(320, SHORT, [rng.randrange(65536) for _ in range(n)])
@@ -266,7 +272,9 @@ def _lie_colour(rng: random.Random, d: Directory) -> None:
 
 
 def _lie_type(rng: random.Random, d: Directory) -> None:
-    rng.choice(d.entries).kind = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 99))
+    rng.choice(d.entries).kind = rng.choice(
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18, 99)
+    )
 
 
 def _lie_count(rng: random.Random, d: Directory) -> None:
@@ -298,7 +306,9 @@ def _lie_blocks(rng: random.Random, d: Directory) -> None:
 def _lie_samples(rng: random.Random, d: Directory) -> None:
     n = rng.choice((0, 1, 2, 5, 16, 255, 65535))
     d.put(277, SHORT, [n])
-    d.put(258, SHORT, [rng.choice((0, 1, 2, 4, 7, 8, 12, 16, 24, 32, 64, 128, 65535))] * min(n, 300))
+    d.put(
+        258, SHORT, [rng.choice((0, 1, 2, 4, 7, 8, 12, 16, 24, 32, 64, 128, 65535))] * min(n, 300)
+    )
     if rng.random() < 0.5:
         d.put(339, SHORT, [rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 65535))] * min(n, 300))
     if rng.random() < 0.5:
