@@ -8,7 +8,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from geoseg.errors import ConfigError
 
@@ -333,7 +334,10 @@ def read_job(path: Path) -> DetectSettings | CountSettings:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; name a job file (TOML)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a job file") from error
+    except (ValueError, RecursionError) as error:
+        # ^ ValueError: of TOML, of UTF-8, and of numbers with thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if unknown := sorted(set(tables) - set(_TABLES)):
         raise ConfigError(f"{path}: unknown table [{unknown[0]}]; expected [detect] or [count]")
@@ -367,6 +371,43 @@ def settings_from(
     if "images" in out:
         out["images"] = tuple(str(path.parent / image) for image in out["images"])
     return cls(**out)
+
+
+def wrong_type(cls: type, values: Mapping[str, Any]) -> str | None:
+    """Say which value of a table is not what its field wants; None where all are.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass; numbers must be finite, lists may stand for tuples.
+    values : mapping
+        By the names of its fields; other keys are not looked at.
+    """
+    for name, kind in get_type_hints(cls).items():
+        if name in values and not _is_of(values[name], kind):
+            shown = repr(values[name])
+            text = shown if len(shown) <= 80 else f"{shown[:80]}..."
+            return f"{name} is {text}; expected {getattr(kind, '__name__', kind)}"
+    return None
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value of JSON or TOML is what an annotation says."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any or kind is NoneType:
+        return kind is Any or value is None
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = (parts[0],) * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float)
+        # an int may be too large for a float
+        return number and not isinstance(value, bool) and -1e300 < value < 1e300
+    return isinstance(value, origin or kind)
 
 
 def _names_file(key: str, value: str) -> bool:

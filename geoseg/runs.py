@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 
-from geoseg.errors import ConfigError, OutputError
-from geoseg.jobs.ledger import MANIFEST, RunDirectory
+from geoseg.errors import ConfigError, OutputError, RegionError
+from geoseg.jobs.ledger import MANIFEST, RunDirectory, manifest_from
+from geoseg.outputs.reading import reading
 from geoseg.outputs.style import class_colours
 from geoseg.outputs.tables import read_vector
 
@@ -77,7 +78,10 @@ class Run:
     def n_objects(self) -> int:
         """How many objects there are; from the file's header where there is a run directory."""
         file = self._objects_file()
-        return len(self.objects) if file is None else int(pq.read_metadata(file).num_rows)
+        if file is None:
+            return len(self.objects)
+        with self._looking():
+            return int(pq.read_metadata(file).num_rows)
 
     @cached_property
     def objects(self) -> gpd.GeoDataFrame:
@@ -90,7 +94,8 @@ class Run:
         """
         file = self._objects_file()
         if file is not None:
-            return gpd.read_parquet(file)
+            with self._looking():
+                return gpd.read_parquet(file)
         if self.output is None:
             raise OutputError(f"{self.path} holds no objects: {self._why_nothing()}")
         layer = "objects" if self._has_layers else None
@@ -110,8 +115,9 @@ class Run:
             return None
         output = self._output("regions")
         if self._has_layers:
-            layers = gpd.list_layers(output)["name"].to_list()
-            return gpd.read_file(output, layer="regions") if "regions" in layers else None
+            with self._looking():
+                layers = gpd.list_layers(output)["name"].to_list()
+                return gpd.read_file(output, layer="regions") if "regions" in layers else None
         # where an output has no layers, the counts lie beside it
         counts = output.with_name(f"{output.stem}_regions{output.suffix}")
         return read_vector(counts) if counts.exists() else None
@@ -131,7 +137,8 @@ class Run:
                 f"{output.name} has no layers; only a GeoPackage holds the coverage "
                 "(-o NAME.gpkg, or geoseg.detect(..., output='NAME.gpkg'))"
             )
-        return gpd.read_file(output, layer="coverage")
+        with self._looking():
+            return gpd.read_file(output, layer="coverage")
 
     def explore(
         self,
@@ -229,8 +236,9 @@ class Run:
         if file is None:
             counts = self.objects["class"].value_counts().to_dict() if self._has_class() else {}
         else:
-            column = pq.read_table(file, columns=["class"])["class"]
-            counts = {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(column)}
+            with self._looking():
+                column = pq.read_table(file, columns=["class"])["class"]
+                counts = {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(column)}
         parts = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         each = _some([f"{name} {n:,}" for name, n in parts])
         return f"{self.n_objects:,}" + (f" ({each})" if len(parts) > 1 else "")
@@ -260,6 +268,18 @@ class Run:
 
     def _is_there(self) -> bool:
         return self._objects_file() is not None or (self.path is None and self.output is not None)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Let a file of the run that is damaged be an error that says what to do."""
+        try:
+            with reading(self.output or str(self.path), "run's"):
+                yield
+        except RegionError as error:
+            raise OutputError(
+                f"a file of the run is damaged or of another program: {error.__cause__}; run the "
+                "same command again to write it anew"
+            ) from error
 
     def _count_text(self) -> str:
         return f", {self.n_objects:,} objects" if self._is_there() else ""
@@ -352,14 +372,11 @@ def _is_run_of(run_dir: Path, output: Path) -> bool:
 def _read_manifest(run_dir: Path) -> dict[str, Any]:
     file = run_dir / MANIFEST
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return manifest_from(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{file} cannot be read ({error}); run the same command again to write it anew"
         ) from error
-    if not isinstance(values, dict):
-        raise OutputError(f"{file} is no manifest; run the same command again to write it anew")
-    return values
 
 
 def _text(value: object) -> str:

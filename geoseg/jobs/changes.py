@@ -11,7 +11,6 @@ from typing import Any
 
 import geopandas as gpd
 import pandas as pd
-import pyogrio
 import pyproj
 import shapely
 from affine import Affine
@@ -25,6 +24,7 @@ from geoseg.jobs.parts import finished_part
 from geoseg.objects.compare import KINDS, Comparison, compare, count_changes
 from geoseg.objects.tracks import Tracks, tracks
 from geoseg.outputs.change_page import ChangeStep, write_change_page
+from geoseg.outputs.regions import has_coverage
 from geoseg.outputs.tables import read_vector, write_geopackage, write_table
 
 SEEN_STATES = ("done", "empty")
@@ -206,7 +206,7 @@ def seen_by_run(output: Path) -> tuple[gpd.GeoSeries | None, str]:
         shapes = None
     if shapes is not None:
         return shapes, folder.name
-    if output.suffix.lower() != ".gpkg" or "coverage" not in pyogrio.list_layers(output)[:, 0]:
+    if output.suffix.lower() != ".gpkg" or not has_coverage(output):
         return None, ""
     coverage = read_vector(output, layer="coverage", what="coverage")
     good = coverage["status"].isin(SEEN_STATES) & (coverage["tiles_failed"] == 0)

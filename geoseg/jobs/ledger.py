@@ -31,11 +31,46 @@ LOOK_WAIT_S = 2.0
 KEPT = ("outputs", "writing", "objects_file", "joined_seams")
 """What a run that goes on keeps of the manifest: whose the output is, and what is joined."""
 
+_SHAPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("key", "state", "geoseg", "python", "reason"), (str,)),
+    **dict.fromkeys(("images", "failed_tiles", "saturated_places", "notes"), (list,)),
+    **dict.fromkeys(("settings", "outputs", "packages", "model", "supertiles", "seconds"), (dict,)),
+    **dict.fromkeys(("objects_file", "joined_seams", "seams", "imaged"), (dict,)),
+    **dict.fromkeys(("peak_mb", "objects", "saturated_tiles"), (int, float)),
+}
+"""What stands where in a manifest; a key may be missing."""
+
 
 def digest(*values: Any) -> str:
     """Return a short hash of plain values, the same in every process."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def manifest_from(text: str) -> dict[str, Any]:
+    """Return what a manifest says.
+
+    Raises
+    ------
+    ValueError
+        If it is none, such as one that a full disk or a hand has spoilt.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists in lists, deeper than any manifest") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"a {type(values).__name__}, not a table")
+    for name, kinds in _SHAPES.items():
+        if not isinstance(values.get(name), (*kinds, type(None))):
+            raise ValueError(f"{name} is a {type(values[name]).__name__}")
+    for name in ("images", "failed_tiles", "saturated_places"):
+        if not all(isinstance(value, dict) for value in values.get(name) or ()):
+            raise ValueError(f"{name} has something else than tables in it")
+    for name in ("supertiles", "seconds"):
+        if not all(type(value) in (int, float) for value in (values.get(name) or {}).values()):
+            raise ValueError(f"{name} has something else than numbers in it")
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +178,9 @@ class RunDirectory:
     def read_manifest(self) -> dict[str, Any] | None:
         """Return the manifest, or None where there is none."""
         try:
-            values = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+            return manifest_from((self.path / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
             return None
-        return values if isinstance(values, dict) else None
 
     def write_manifest(self, values: Mapping[str, Any]) -> None:
         """Write the manifest whole or not at all."""

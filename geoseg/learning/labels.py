@@ -57,12 +57,56 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
 
     if not path.is_file():
         raise LabelError(f"{path} does not exist; name a vector file with label polygons")
-    frame = geopandas.read_file(path, where=where, layer=layer)
+    try:
+        frame = geopandas.read_file(path, where=where, layer=layer)
+    except Exception as error:
+        # a broken file makes GDAL, GEOS and pyogrio raise whatever comes to pass in them
+        asked = f" where {where}" if where else ""
+        raise LabelError(
+            f"{path} cannot be read as a vector layer{asked} ({type(error).__name__}: {error}); "
+            "give a GeoPackage, GeoJSON, Shapefile or FlatGeobuf file"
+        ) from error
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise LabelError(f"{path} has no geometry; name a vector file with label polygons")
     if frame.crs is None:
         raise LabelError(f"{path} has no CRS; assign one before training on it")
     if frame.empty:
         raise LabelError(f"{path} has no features{f' where {where}' if where else ''}")
     return frame
+
+
+_TEXTS = ("image", "labels", "aoi", "name", "where", "aoi_where", "class_field")
+
+
+def check_site(table: object, where: str) -> None:
+    """Refuse the table of a site that is none, before anything is read.
+
+    Raises
+    ------
+    LabelError
+        If a key is missing, unknown or of the wrong kind.
+    """
+    if not isinstance(table, Mapping):
+        raise LabelError(f"{where} is {table!r}; expected a table with image, labels and aoi")
+    for key in ("image", "labels", "aoi"):
+        if key not in table:
+            raise LabelError(f"{where} lacks {key}; a site has image, labels and aoi")
+    if unknown := sorted(set(table) - {*_TEXTS, "aoi_part", "weight"}):
+        raise LabelError(f"{where} has the unknown key '{unknown[0]}'")
+    for key in _TEXTS:
+        if not isinstance(table.get(key, ""), str):
+            raise LabelError(f"{where}: {key} is {table[key]!r}; expected text")
+    part, weight = table.get("aoi_part", (0, 0, 1, 1)), table.get("weight", 1)
+    if not isinstance(part, list | tuple) or len(part) != 4 or not all(map(_is_share, part)):
+        raise LabelError(
+            f"{where}: aoi_part is {part!r}; expected x0, y0, x1, y1 as shares of the AOI, 0 to 1"
+        )
+    if type(weight) not in (int, float) or not 0 < weight < np.inf:
+        raise LabelError(f"{where}: weight is {weight!r}; expected a number above 0")
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= float(value) <= 1  # type: ignore[arg-type]
 
 
 def _part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geometry:

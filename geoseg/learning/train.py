@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
+from geoseg.config import wrong_type
 from geoseg.errors import ConfigError
-from geoseg.learning.labels import Augmentation, ChipSampler, load_site
+from geoseg.learning.labels import Augmentation, ChipSampler, check_site, load_site
 from geoseg.models.card import ModelCard, save_model, with_tuples
 from geoseg.models.inference import choose_device
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
@@ -103,23 +104,45 @@ def read_training_file(path: Path) -> TrainingFile:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; name a training file (TOML)") from error
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a file") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for name in ("train", "card"):
+        if not isinstance(table.get(name, {}), dict):
+            raise ConfigError(f"{path}: {name} is {table[name]!r}; expected a table [{name}]")
     train = with_tuples(table.get("train", {}))
     try:
         if "architecture" in train:
+            if not isinstance(train["architecture"], dict):
+                raise ConfigError(f"{path}: [train] architecture is no table")
+            if wrong := wrong_type(TrainSettings, {k: v for k, v in train.items() if k == "gsd_m"}):
+                raise ConfigError(f"{path}: [train] {wrong}")
             train["architecture"] = Architecture.from_dict(
                 train["architecture"], gsd_m=train.get("gsd_m")
             )
         if "augmentation" in train:
-            train["augmentation"] = Augmentation(**with_tuples(train["augmentation"]))
+            train["augmentation"] = _augmentation(path, train["augmentation"])
         train.setdefault("classes", ())
+        if wrong := wrong_type(TrainSettings, train):
+            raise ConfigError(f"{path}: [train] {wrong}")
         settings = TrainSettings(**train)
     except TypeError as error:
         raise ConfigError(f"{path}: [train] {error}") from error
-    if not table.get("sites"):
+    sites = table.get("sites")
+    if not sites or not isinstance(sites, list):
         raise ConfigError(f"{path} has no [[sites]]; add at least one with image, labels and aoi")
+    for number, site in enumerate(sites, 1):
+        check_site(site, f"{path}: site {number}")
     return TrainingFile(path, settings, tuple(table["sites"]), dict(table.get("card", {})))
+
+
+def _augmentation(path: Path, values: Any) -> Augmentation:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: [train] augmentation is {values!r}; expected a table")
+    if wrong := wrong_type(Augmentation, values):
+        raise ConfigError(f"{path}: [train] augmentation: {wrong}")
+    return Augmentation(**with_tuples(values))
 
 
 class _Chips(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):

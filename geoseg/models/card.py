@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geoseg.config import wrong_type
 from geoseg.errors import ModelError
 from geoseg.models.detector import check_classes
 
@@ -142,6 +143,8 @@ class ModelCard:
         missing = sorted({"name", "classes", "gsd_m", "architecture"} - set(values))
         if missing:
             raise ModelError(f"{where} lacks {missing}; a model card must have them")
+        if wrong := wrong_type(cls, values):
+            raise ModelError(f"{where}: {wrong}")
         return cls(**with_tuples(values))
 
     def to_json(self) -> str:
@@ -187,7 +190,9 @@ def read_card(path: Path) -> ModelCard:
         raise ModelError(
             f"{path} has no card; expected {card_path.name} beside it (geoseg train writes one)"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ModelError(f"{card_path} cannot be read ({error.strerror}); check it") from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{card_path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{card_path} is not a model card; expected a JSON object")

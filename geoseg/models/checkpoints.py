@@ -104,14 +104,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     """Open a file of torch.save; `weights_only` refuses whatever is no plain data."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-        except zipfile.BadZipFile as error:
-            raise ModelError(f"{path} is a broken torch file: {error}") from error
-        if unpacked > MAX_BYTES:
-            raise ModelError(f"{path} unpacks to {unpacked:,} bytes; {MAX_BYTES:,} is the limit")
+    if (unpacked := _unpacked_bytes(path)) > MAX_BYTES:
+        raise ModelError(f"{path} unpacks to {unpacked:,} bytes; {MAX_BYTES:,} is the limit")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -124,6 +118,18 @@ def _read_torch(path: Path) -> Any:
             IndexError, AssertionError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
         # ^ what torch and its unpickler raise on files cut short or made up
         raise ModelError(f"{path} is not a readable torch file: {_short(error)}") from error
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """Return what the members of a zip file unpack to; 0 of any other file."""
+    try:
+        # is_zipfile raises, too, over some that are broken
+        if not zipfile.is_zipfile(path):
+            return 0
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{path} is a broken torch file: {_short(error)}") from error
 
 
 def _short(error: BaseException) -> str:

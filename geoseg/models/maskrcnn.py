@@ -40,6 +40,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import Conv2dNormActivation
 
+from geoseg.config import wrong_type
 from geoseg.errors import ModelError
 from geoseg.models.card import with_tuples
 from geoseg.models.roialign import PyramidRoIAlign
@@ -210,6 +211,8 @@ class Architecture:
                 f"the card's architecture has unknown keys {sorted(unknown)}; "
                 "it was written by another version of geoseg"
             )
+        if wrong := wrong_type(cls, values):
+            raise ModelError(f"architecture: {wrong}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import ConfigError, RegionError
 from geoseg.objects.count import polygonal
+from geoseg.objects.regions import segmentize
 from geoseg.records import BoolArray, DoubleArray, GeometryArray, IntArray
 
 AP_THRESHOLDS = tuple(np.round(np.arange(0.5, 1.0, 0.05), 2).tolist())
@@ -496,10 +497,16 @@ def _in_aoi(
     else:
         # an AOI may be kilometres wide: its edges bend when projected, so give them vertices
         step = 1e-3 if aoi.crs.is_geographic else 100.0
-        area = shapely.union_all(polygonal(aoi.geometry.segmentize(step).to_crs(crs).array)[0])
+        area = shapely.union_all(_in_crs(aoi, step, crs))
     found, found_rows = _clip(found, area)
     true, true_rows = _clip(true, area)
     return found, true, found_rows, true_rows
+
+
+def _in_crs(aoi: gpd.GeoDataFrame, step: float, crs: pyproj.CRS) -> GeometryArray:
+    """Return the polygons of an AOI in another CRS, their edges bent as there."""
+    dense = segmentize(np.asarray(aoi.geometry.array, dtype=object), step, aoi.crs)
+    return polygonal(gpd.GeoSeries(dense, crs=aoi.crs).to_crs(crs).array)[0]
 
 
 def _clip(polygons: GeometryArray, area: BaseGeometry | None) -> tuple[GeometryArray, IntArray]:

@@ -26,6 +26,9 @@ _BEND_M = 0.01
 _BENT_M = 1000.0
 # ^ a thing of this size, larger towards the poles, has edges that are not straight in a cylinder
 
+_MOST_VERTICES = 50_000_000
+# ^ added at once: the outline of every country of the earth at every kilometre is below a million
+
 
 def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray, int]:
     """Make geometries valid and keep only what has area.
@@ -195,6 +198,33 @@ def _densify(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
     """
     unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
     step = 0.01 if crs.is_geographic else 1000.0 / unit
+    return segmentize(polygons, step, crs)
+
+
+def segmentize(polygons: GeometryArray, step: float, crs: pyproj.CRS) -> GeometryArray:
+    """Add vertices, as shapely does, which crashes over coordinates that are no place.
+
+    Parameters
+    ----------
+    polygons : (n,) array of shapely geometries
+        In `crs`.
+    step : float
+        Longest edge afterwards, in units of `crs`.
+    crs : pyproj.CRS
+        For the message.
+
+    Raises
+    ------
+    RegionError
+        If a coordinate is not finite, or there would be more vertices than anyone has memory for.
+    """
+    # an infinite edge, or one of 2**32 steps, ends in a signal within GEOS
+    finite = np.isfinite(shapely.get_coordinates(polygons)).all()
+    if not finite or not float(shapely.length(polygons).sum()) / step < _MOST_VERTICES:
+        raise RegionError(
+            f"a polygon reaches beyond all places of '{crs.name}'; check its coordinates, and that "
+            "its CRS is the one that they are in"
+        )
     return cast("GeometryArray", shapely.segmentize(polygons, step))
 
 

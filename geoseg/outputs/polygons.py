@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import shapely
 
 from geoseg.errors import RegionError
 from geoseg.objects.count import Encoded, RegionCounter
+from geoseg.outputs.reading import check_place, reading
 from geoseg.outputs.tables import GROUP_ROWS, read_vector
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")
@@ -65,7 +66,7 @@ class PolygonFile:
             parts = map(self._encoded, self._batches())
             with ThreadPoolExecutor(1) as reader:
                 ahead = reader.submit(next, parts, None)
-                while (part := ahead.result()) is not None:
+                while (part := self._result(ahead)) is not None:
                     ahead = reader.submit(next, parts, None)
                     counter.add_encoded(part)
         if counter.objects - before != self.rows:
@@ -73,6 +74,11 @@ class PolygonFile:
                 f"{self.path} says that it has {self.rows} objects but gave "
                 f"{counter.objects - before}; it may be damaged, or was changed meanwhile"
             )
+
+    def _result(self, part: Future[Encoded | None]) -> Encoded | None:
+        """Wait for a part that is read in a thread."""
+        with reading(self.path, "objects"):
+            return part.result()
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Read the columns that counting needs, a part at a time."""
@@ -143,6 +149,7 @@ def open_polygons(path: str | Path, *, layer: str | None = None) -> PolygonFile:
         elif suffix in _STREAMED:
             found = _open_layer(path, layer)
     if found is not None:
+        check_place(found.crs, f"objects file {path}")
         return found
     # whatever is wrong with it, it says so
     table = read_vector(path, layer=layer, what="objects")
@@ -166,7 +173,7 @@ def _open_parquet(path: Path) -> PolygonFile | None:
         about = geo["columns"][name]
         # without the key it is lon and lat, null says that nobody knows
         crs = pyproj.CRS.from_user_input(about.get("crs", "OGC:CRS84"))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RuntimeError):
+    except Exception:  # noqa: BLE001  # read as a whole, it says what is wrong with it
         return None
     if about.get("encoding") != "WKB" or (rows and "bbox" not in about):
         return None
@@ -185,22 +192,28 @@ def _open_parquet(path: Path) -> PolygonFile | None:
     )
 
 
+def _layer_of_objects(path: Path) -> str | None:
+    """Return the layer to count; None where there are several and none is called so."""
+    kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path)}
+    spatial = [name for name, kind in kinds.items() if kind != "None"]
+    if "objects" in spatial:
+        return "objects"
+    return spatial[0] if len(spatial) == 1 else None
+
+
 def _open_layer(path: Path, layer: str | None) -> PolygonFile | None:
     """Return what a layer says of itself; None where it must be read as a whole."""
     try:
-        kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path)}
-        spatial = [name for name, kind in kinds.items() if kind != "None"]
-        if layer is None:
-            layer = "objects" if "objects" in spatial else spatial[0]
-            if layer != "objects" and len(spatial) > 1:
+        with reading(path):
+            layer = layer or _layer_of_objects(path)
+            if layer is None:
                 return None
-        info = pyogrio.read_info(path, layer=layer, force_feature_count=True,
-                                 force_total_bounds=True)  # fmt: skip
-        crs = pyproj.CRS.from_user_input(info["crs"])
-        with pyogrio.open_arrow(path, layer=layer, use_pyarrow=True) as (meta, reader):
-            schema, geometry = reader.schema, meta["geometry_name"] or "wkb_geometry"
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, IndexError,
-            TypeError, ValueError):  # fmt: skip
+            info = pyogrio.read_info(path, layer=layer, force_feature_count=True,
+                                     force_total_bounds=True)  # fmt: skip
+            crs = pyproj.CRS.from_user_input(info["crs"])
+            with pyogrio.open_arrow(path, layer=layer, use_pyarrow=True) as (meta, reader):
+                schema, geometry = reader.schema, meta["geometry_name"] or "wkb_geometry"
+    except RegionError:
         return None
     if info["driver"] not in _STREAMED.values():
         # a virtual file, whatever its suffix says

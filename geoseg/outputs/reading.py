@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyogrio
+import pyproj
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
 
-from geoseg.errors import RegionError
+from geoseg.errors import GeosegError, RegionError
 from geoseg.outputs.publish import first_line
 
-_UNREADABLE = (DataSourceError, DataLayerError, OSError, ValueError)
+_PAM = "GDAL_PAM_ENABLED"
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "vector") -> Iterator[None]:
+    """Read a user's vector file: whatever is wrong with it is one error, and nothing is written.
+
+    Broken files make libraries raise whatever comes to pass in them, such as GEOS's errors over a
+    ring that does not close or an UnboundLocalError of pyogrio. And GDAL writes what it found in
+    a GeoPackage to an ``.aux.xml`` file beside it, although it was only to read.
+
+    Raises
+    ------
+    RegionError
+        In place of anything but geoseg's own errors.
+    """
+    before = pyogrio.get_gdal_config_option(_PAM)
+    pyogrio.set_gdal_config_options({_PAM: False})
+    try:
+        yield
+    except GeosegError:
+        raise
+    except Exception as error:
+        raise RegionError(
+            f"{what} file {path} cannot be read as a vector layer ({first_line(error)}); "
+            "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
+        ) from error
+    finally:
+        pyogrio.set_gdal_config_options({_PAM: before})
 
 
 def read_vector(
@@ -50,13 +82,8 @@ def read_vector(
     path = Path(path)
     if not path.exists():
         raise RegionError(f"{what} file {path} does not exist; check the path")
-    try:
+    with reading(path, what):
         table = _read_any(path, layer, what, where)
-    except _UNREADABLE as error:
-        raise RegionError(
-            f"{what} file {path} cannot be read as a vector layer ({first_line(error)}); "
-            "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file"
-        ) from error
     if not isinstance(table, gpd.GeoDataFrame) or "geometry" not in table:
         raise RegionError(f"{what} file {path} has no geometry; expected polygons")
     if len(table) == 0 and what != "objects":
@@ -69,10 +96,41 @@ def read_vector(
             f"{what} file {path} has no CRS, so it is unknown where on earth its polygons lie; "
             "set one, for example with: ogr2ogr -a_srs EPSG:CODE out.gpkg in.file"
         )
+    check_place(table.crs, f"{what} file {path}")
     kinds = shapely.get_type_id(table.geometry.to_numpy())
     if len(table) and not np.isin(kinds, (3, 6, 7)).any():
         found = ", ".join(sorted({str(k) for k in table.geom_type.dropna()})) or "no geometry"
         raise RegionError(f"{what} file {path} holds no polygons, only: {found}")
+    return _with_valid_text(table)
+
+
+def check_place(crs: pyproj.CRS, where: str) -> None:
+    """Refuse a CRS from which no way leads to the earth, such as one of heights alone.
+
+    Raises
+    ------
+    RegionError
+        `where` says whose CRS it is.
+    """
+    try:
+        pyproj.Transformer.from_crs(crs, crs.geodetic_crs or 4326, always_xy=True)
+    except pyproj.exceptions.ProjError as error:
+        raise RegionError(
+            f"{where} has the CRS '{crs.name}', from which no way leads to a place on the earth; "
+            "set the right one, for example with: ogr2ogr -a_srs EPSG:CODE out.gpkg in.file"
+        ) from error
+
+
+def _with_valid_text(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Put a replacement character where text is no UTF-8: a Shapefile may call anything so."""
+    for name in table.columns:
+        if not isinstance(table[name].dtype, pd.StringDtype):
+            continue
+        try:
+            pa.array(table[name]).validate(full=True)
+        except pa.ArrowInvalid:
+            raw = pa.array(table[name]).cast(pa.large_binary()).to_pylist()
+            table[name] = [None if r is None else r.decode("utf-8", "replace") for r in raw]
     return table
 
 
@@ -91,7 +149,7 @@ def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gp
         raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
     try:
         return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
-    except _UNREADABLE as error:
+    except Exception as error:
         if where is None:
             raise
         raise RegionError(

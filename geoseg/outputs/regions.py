@@ -12,6 +12,7 @@ import pyproj
 from geoseg.errors import ConfigError, RegionError
 from geoseg.objects.count import Calibrations
 from geoseg.objects.expected import Calibration
+from geoseg.outputs.reading import reading
 from geoseg.outputs.tables import read_vector
 
 _DONE = {"done", "empty"}
@@ -62,7 +63,8 @@ def read_regions(
     except RegionError as error:
         if "has no CRS" not in str(error):
             raise
-        return _read_without(Path(path), layer).set_crs(wanted, allow_override=True)
+        with reading(path, "regions"):
+            return _read_without(Path(path), layer).set_crs(wanted, allow_override=True)
     if not pyproj.CRS.from_user_input(regions.crs).equals(wanted, ignore_axis_order=True):
         raise RegionError(
             f"regions file {path} says that its CRS is {regions.crs.name}, and --regions-crs that "
@@ -104,8 +106,9 @@ def has_coverage(path: Path) -> bool:
     if path.suffix.lower() != ".gpkg" or not path.is_file():
         return False
     try:
-        return "coverage" in {str(name) for name, _ in pyogrio.list_layers(path)}
-    except pyogrio.errors.DataSourceError:
+        with reading(path):
+            return "coverage" in {str(name) for name, _ in pyogrio.list_layers(path)}
+    except RegionError:
         return False
 
 
@@ -120,7 +123,7 @@ def read_calibration(path: str | Path) -> Calibrations:
     path = Path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"calibration {path} cannot be read ({error}); give a model's card or the JSON of a "
             "calibration"
