@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -25,7 +26,7 @@ class DetectSettings:
     """Everything that `geoseg detect` can be told; None means: the model card's or a default."""
 
     images: tuple[str, ...]
-    """Files, folders or globs."""
+    """Files, folders, globs, ``@list.txt``, addresses, STAC items and collections."""
     output: Path | None = None
     """GeoPackage, GeoParquet, FlatGeobuf, GeoJSON or COCO JSON; None keeps the result in memory."""
     model: str = "buildings"
@@ -108,10 +109,16 @@ class DetectSettings:
     """Objects that a cell of the grid may hold before it is cut into four."""
     report: bool = True
     """Write report.html into the run directory at the end."""
+    asset: str | None = None
+    """Name of the asset of STAC items; None: the one for eyes or data."""
+    allow_vrt: bool = False
+    """Open ``.vrt`` files that are plain mosaics of rasters beside or below them."""
+    src_crs: str | None = None
+    """CRS of images that have none."""
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise ConfigError("no images named; give files, folders or globs")
+            raise ConfigError("no images named; give files, folders, globs or addresses")
         _check_range("--tile-size", self.tile_size, 32, 8192)
         _check_range("--min-score", self.min_score, 0, 1)
         _check_range("--workers", self.workers, 1, 1024)
@@ -337,8 +344,16 @@ def settings_from(
         if field.default is MISSING and field.name not in out:
             raise ConfigError(f"{path} names no {field.name}; add {field.name} = ... to [{table}]")
     if "images" in out:
-        out["images"] = tuple(str(path.parent / image) for image in out["images"])
+        out["images"] = tuple(_beside(path, image) for image in out["images"])
     return cls(**out)
+
+
+def _beside(job: Path, image: str) -> str:
+    """Return an image of a job file: relative paths start at the file, addresses stay."""
+    if image.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", image):
+        return image
+    mark = "@" if image.startswith("@") else ""
+    return f"{mark}{job.parent / image.removeprefix('@')}"
 
 
 def _names_file(key: str, value: str) -> bool:

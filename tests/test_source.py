@@ -13,10 +13,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from geoseg.errors import OutputError, SourceError
+from geoseg.imagery.inputs import find_images
 from geoseg.imagery.source import (
     create_raster,
     describe_raster,
-    find_images,
     open_raster,
     select_bands,
     to_cog,
