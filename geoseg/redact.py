@@ -125,9 +125,9 @@ def learn_address(address: str) -> None:
 
 def _is_common(text: str) -> bool:
     """Tell whether a value is a short word or number that other text may hold."""
-    return len(text) < _SHORTEST or text.isdecimal() and len(text) < 10 or text.isalpha() and len(
-        text
-    ) < 10 and text.islower()  # fmt: skip
+    if len(text) < _SHORTEST:
+        return True
+    return len(text) < 10 and (text.isdecimal() or (text.isalpha() and text.islower()))
 
 
 class RedactingFilter(logging.Filter):

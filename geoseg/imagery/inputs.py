@@ -151,10 +151,8 @@ def _matches(entry: str, wanted: _Wanted) -> list[str]:
 def _remote(entry: str, wanted: _Wanted) -> list[str]:
     """Return the file behind an address, or the images that a document there names."""
     plain = plain_path(entry)
-    if is_bucket(plain):
-        return [plain]
     suffix = Path(name_of(plain).partition("#")[0]).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    if is_bucket(plain) or suffix in IMAGE_SUFFIXES:
         return [plain]
     if suffix in _DOCUMENTS or _begins_as_document(plain):
         return _plain_all(images_of(plain, wanted.asset))

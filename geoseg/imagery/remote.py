@@ -131,13 +131,15 @@ def plain_path(text: str) -> str:
     address = f"{scheme}://{rest}"
     try:
         parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host:
-        raise SourceError(f"{redact(address)}: this is no address; expected https://HOST/PATH")
+        host, port = str(parts.hostname), parts.port
+    except ValueError as error:
+        raise SourceError(
+            f"{redact(address)}: this is no address; expected https://HOST/PATH"
+        ) from error
     name = f"[{host}]" if ":" in host else host
-    plain = urlunsplit((scheme, name if port is None else f"{name}:{port}", parts.path, "", ""))
+    plain: str = urlunsplit(
+        (scheme, name if port is None else f"{name}:{port}", parts.path, "", "")
+    )
     telling = [p for p in parts.query.split("&") if p and not _SIGNATURE.match(p.partition("=")[0])]
     if telling:
         plain += f"#{hashlib.sha256('&'.join(telling).encode()).hexdigest()[:8]}"

@@ -309,7 +309,7 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
         If the file does not open, has no CRS, only ground control points, no transform, a palette,
         complex or 1-bit pixels; the message says what to run.
     """
-    path = _canonical(path)
+    path = _settled(path)
     with open_raster(path) as src:
         _check_georeference(path, src, src_crs)
         _check_pixels(path, src)
@@ -317,8 +317,8 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
         colors = tuple(c.name for c in src.colorinterp)
         alpha_band = _alpha_band(path, src, colors)
         info = RasterInfo(
-            path=path,
-            access=access_to(path),
+            path=path if isinstance(path, str) else str(path.expanduser().absolute()),
+            access=access_to(str(path)),
             crs_wkt=wkt,
             transform=Affine(*tuple(src.transform)[:6]),
             height=src.height,
@@ -341,12 +341,12 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
     return _with_fingerprint(info)
 
 
-def _canonical(path: str | Path) -> str:
-    """Return what a raster is called from here on: an absolute path, or a plain address."""
+def _settled(path: str | Path) -> str | Path:
+    """Return what a raster is called from here on: a plain address, or else a path."""
     if is_bucket(path) or is_allowed_vrt(path):
         return str(path)
     if not is_remote(path):
-        return str(Path(path).expanduser().absolute())
+        return Path(path)
     plain = plain_path(str(path))
     # of two calls a minute apart the second may find another file
     ask_again([plain], after_s=_KNOWN_S)

@@ -1,7 +1,8 @@
 """Lists of images that STAC documents name: items, collections of items, static catalogs.
 
 Only links and assets are read: ``links`` of the relations item, child and next, ``assets`` with
-their ``href``, ``type`` and ``roles``. A document of another machine may not name files of this one.
+their ``href``, ``type`` and ``roles``.
+A document of another machine may not name files of this one.
 """
 
 from __future__ import annotations

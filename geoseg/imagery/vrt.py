@@ -166,13 +166,9 @@ class _Writer:
             if child.tag == "SourceFilename":
                 body.append(self._filename(child))
             elif child.tag == "SourceBand":
-                if not re.fullmatch(r"(mask,)?\d{1,5}", (child.text or "").strip()):
-                    raise self._wrong(child, "its text")
-                body.append(f"<SourceBand>{(child.text or '').strip()}</SourceBand>")
+                body.append(f"<SourceBand>{self._band_number(child)}</SourceBand>")
             elif child.tag in ("SrcRect", "DstRect"):
-                names = ("xOff", "yOff", "xSize", "ySize")
-                values = self._numbers(child, [child.get(name, "") for name in names], 4)
-                body.append(f"<{child.tag} {_pairs(names, values)}/>")
+                body.append(self._rectangle(child))
             elif child.tag == "NODATA":
                 body.append(f"<NODATA>{self._numbers(child, [child.text or ''], 1)[0]}</NODATA>")
             elif child.tag == "UseMaskBand":
@@ -185,18 +181,30 @@ class _Writer:
         attribute = f" resampling={quoteattr(how)}" if how else ""
         return f"<{source.tag}{attribute}>{''.join(body)}</{source.tag}>"
 
+    def _band_number(self, element: ET.Element) -> str:
+        text = (element.text or "").strip()
+        if not re.fullmatch(r"(mask,)?\d{1,5}", text):
+            raise self._wrong(element, "its text")
+        return text
+
+    def _rectangle(self, element: ET.Element) -> str:
+        names = ("xOff", "yOff", "xSize", "ySize")
+        values = self._numbers(element, [element.get(name, "") for name in names], 4)
+        return f"<{element.tag} {_pairs(names, values)}/>"
+
     def _filename(self, element: ET.Element) -> str:
         """Return a source's file, which must lie beside or below the VRT."""
         self._attributes(element, ("relativeToVRT", "relativetoVRT", "shared"))
         name = (element.text or "").strip()
         relative = element.get("relativeToVRT", element.get("relativetoVRT", "0")) == "1"
         try:
-            place = ((self.folder if relative else Path.cwd()) / name).resolve()
-            inside = place.is_relative_to(self.folder) and not str(place).startswith("/vsi")
-            there = inside and place.is_file()
+            found = ((self.folder if relative else Path.cwd()) / name).resolve()
+            inside = found.is_relative_to(self.folder) and not str(found).startswith("/vsi")
+            place = found if inside else None
+            there = inside and found.is_file()
         except (OSError, ValueError):
-            inside = there = False
-        if not inside:
+            place, there = None, False
+        if place is None:
             raise SourceError(
                 f"{self.file} names {name}, which is no file in the folder of the VRT or below it; "
                 "only such are read: put the VRT beside its images, or name the images themselves"
