@@ -133,19 +133,25 @@ def _matches(entry: str, wanted: _Wanted) -> list[str]:
     if is_remote(entry):
         return _remote(entry, wanted)
     path = Path(entry).expanduser()
+    if path.is_file():
+        return _of_file(path, wanted)
     if path.is_dir():
         return [str(p.resolve()) for p in sorted(path.iterdir()) if _is_image(p)]
-    if path.is_file():
-        if path.suffix.lower() == ".vrt" and wanted.allow_vrt:
-            return [allowed(path)]
-        if path.suffix.lower() in _DOCUMENTS:
-            return _plain_all(images_of(str(path.resolve()), wanted.asset))
-        return [str(path.resolve())]
     if not glob.has_magic(entry):
         return []
     # Path.glob takes no absolute pattern
     hits = (Path(hit) for hit in glob.glob(str(path), recursive=True))  # noqa: PTH207
     return [str(p.resolve()) for p in hits if p.is_file() and _is_image(p)]
+
+
+def _of_file(path: Path, wanted: _Wanted) -> list[str]:
+    """Return the raster that a file is, or those that it names."""
+    suffix = path.suffix.lower()
+    if suffix == ".vrt" and wanted.allow_vrt:
+        return [allowed(path)]
+    if suffix in _DOCUMENTS:
+        return _plain_all(images_of(str(path.resolve()), wanted.asset))
+    return [str(path.resolve())]
 
 
 def _remote(entry: str, wanted: _Wanted) -> list[str]:

@@ -599,9 +599,8 @@ class RemoteFile(RawIOBase):
             if self._scan and missing[0] <= self._end + 1:
                 # headers are read in small steps: fetch more with each of them
                 self._ahead = min(self._ahead * 2, 64)
-                last = -(-self.facts.size // CHUNK)
-                missing = sorted({*missing, *range(missing[-1] + 1,
-                                                  min(missing[-1] + self._ahead, last))})  # fmt: skip
+                end = min(missing[-1] + self._ahead, -(-self.facts.size // CHUNK))
+                missing = sorted({*missing, *range(missing[-1] + 1, end)})
             self._end = max(self._end, missing[-1])
             found |= self._fetch(missing)
         return found

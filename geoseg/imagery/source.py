@@ -155,9 +155,8 @@ def _open_behind_http(path: str, options: dict[str, Any]) -> Iterator[DatasetRea
     driver = driver_of(path)
     shelf = Shelf(path, driver)
     for name, place in shelf.files.items():
-        if name.endswith((".msk", ".ovr")):
-            if driver_of(place) != "GTiff":
-                raise SourceError(f"{place} is not a TIFF; delete it, or give {path} a right one")
+        if name.endswith((".msk", ".ovr")) and driver_of(place) != "GTiff":
+            raise SourceError(f"{place} is not a TIFF; delete it, or give {path} a right one")
     try:
         with _quietly():
             src = rasterio.open(shelf.name, driver=driver, opener=shelf, **options)
@@ -230,9 +229,7 @@ def _open_vrt(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
     """Open a VRT as it was understood and written anew; its sources must open on their own."""
     vrt = read_vrt(path)
     for source in vrt.sources:
-        with _open_here(source, {}) as opened:
-            if opened.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-                raise SourceError(f"{source} names another file as its overviews; copy it without")
+        _check_source(source, *_state(source))
     try:
         with _quietly():
             src = rasterio.open(vrt.text, driver="VRT", **options)
@@ -240,6 +237,24 @@ def _open_vrt(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
         raise SourceError(f"{vrt.path}: GDAL cannot open it ({error})") from error
     with src:
         yield src
+
+
+def _state(file: str) -> tuple[int, int]:
+    """Return size and time of a file: while they stay, it need not be looked at again."""
+    try:
+        found = Path(file).stat()
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read ({error.strerror}); check it") from error
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=100_000)
+def _check_source(file: str, _size: int, _changed_ns: int) -> None:
+    """Refuse a source of a VRT that would not open on its own: GDAL lets any driver open it."""
+    with _open_here(file, {}) as opened:
+        others = opened.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
+    if others:
+        raise SourceError(f"{file} names another file as its overviews; copy it without")
 
 
 def _check_companions(path: str | Path, file: Path) -> None:
