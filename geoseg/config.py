@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -26,7 +27,7 @@ class DetectSettings:
     """Everything that `geoseg detect` can be told; None means: the model card's or a default."""
 
     images: tuple[str, ...]
-    """Files, folders or globs."""
+    """Files, folders, globs, ``@list.txt``, addresses, STAC items and collections."""
     output: Path | None = None
     """GeoPackage, GeoParquet, FlatGeobuf, GeoJSON or COCO JSON; None keeps the result in memory."""
     model: str = "buildings"
@@ -114,10 +115,16 @@ class DetectSettings:
     None: by the whole image's values, where they are not the model's."""
     force: bool = False
     """Run although pixel size, bands or values say that the model cannot work on the imagery."""
+    asset: str | None = None
+    """Name of the asset of STAC items; None: the one for eyes or data."""
+    allow_vrt: bool = False
+    """Open ``.vrt`` files that are plain mosaics of rasters beside or below them."""
+    src_crs: str | None = None
+    """CRS of images that have none."""
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise ConfigError("no images named; give files, folders or globs")
+            raise ConfigError("no images named; give files, folders, globs or addresses")
         _check_range("--tile-size", self.tile_size, 32, 8192)
         _check_range("--min-score", self.min_score, 0, 1)
         _check_range("--workers", self.workers, 1, 1024)
@@ -369,7 +376,7 @@ def settings_from(
         if field.default is MISSING and field.name not in out:
             raise ConfigError(f"{path} names no {field.name}; add {field.name} = ... to [{table}]")
     if "images" in out:
-        out["images"] = tuple(str(path.parent / image) for image in out["images"])
+        out["images"] = tuple(_beside(path, image) for image in out["images"])
     return cls(**out)
 
 
@@ -408,6 +415,14 @@ def _is_of(value: Any, kind: Any) -> bool:
         # an int may be too large for a float
         return number and not isinstance(value, bool) and -1e300 < value < 1e300
     return isinstance(value, origin or kind)
+
+
+def _beside(job: Path, image: str) -> str:
+    """Return an image of a job file: relative paths start at the file, addresses stay."""
+    if image.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", image):
+        return image
+    mark = "@" if image.startswith("@") else ""
+    return f"{mark}{job.parent / image.removeprefix('@')}"
 
 
 def _names_file(key: str, value: str) -> bool:

@@ -18,6 +18,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geoseg.errors import TileError
+from geoseg.redact import Access
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
@@ -58,6 +59,8 @@ class RasterInfo:
     """1-based band that holds alpha, if any."""
     colors: tuple[str, ...] = ()
     """(bands,) colour interpretation as GDAL names it: 'red', 'gray', 'alpha', 'undefined', ..."""
+    access: Access | None = None
+    """How a remote file is reached, where its path leaves out a login or a query."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -398,9 +398,9 @@ def test_every_file_is_reported_whatever_ails_the_others(capsys, make_raster, tm
     cut = make_raster("c.tif", height=512, width=512)
     cut.write_bytes(cut.read_bytes()[:-1000])
     (tmp_path / "d.tif").write_bytes(b"")
-    (tmp_path / "e.txt").write_text("no raster", encoding="utf-8")
+    (tmp_path / "e.csv").write_text("no raster", encoding="utf-8")
     (tmp_path / "vrt.tif").write_text("<VRTDataset/>", encoding="utf-8")
-    args = [tmp_path, tmp_path / "e.txt", tmp_path / "none.tif", "/vsicurl/x.tif", "y" * 5000]
+    args = [tmp_path, tmp_path / "e.csv", tmp_path / "none.tif", "/vsicurl/x.tif", "y" * 5000]
     code, out, err = run(capsys, *args)
     assert (code, err) == (1, "")
     assert "9 file(s): 1 ok, 1 damaged, 7 unusable" in out

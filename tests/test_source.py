@@ -13,10 +13,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from geoseg.errors import OutputError, SourceError
+from geoseg.imagery.inputs import find_images
 from geoseg.imagery.source import (
     create_raster,
     describe_raster,
-    find_images,
     open_raster,
     select_bands,
     to_cog,
@@ -58,7 +58,7 @@ def test_find_images_keeps_a_broken_tiff_of_a_folder_but_not_a_photo(make_raster
         ("nothing.tif", "nothing.tif: no such file"),
         ("*.tif", "pattern matches no raster"),
         (".", "folder holds no raster"),
-        ("/vsicurl/http://example.org/a.tif", "only files on this machine"),
+        ("/vsitar/a.tar/a.tif", "this kind of path is not read"),
         ("GTIFF_DIR:1:a.tif", "GDAL's syntax"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_vrt_behind_leading_bytes_is_refused(tmp_path):
 )
 def test_gdal_prefixes_are_refused(make_raster, prefix):
     name = prefix.format(make_raster())
-    with pytest.raises(SourceError, match=r"GDAL's syntax|only files on this machine"):
+    with pytest.raises(SourceError, match=r"GDAL's syntax|this kind of path is not read"):
         describe_raster(name)
 
 
@@ -219,7 +219,10 @@ def test_describe_raster_refuses_what_has_no_place(make_raster, tmp_path):
         dst.gcps = (points, "EPSG:4326")
     local = 'LOCAL_CS["site grid",UNIT["metre",1]]'
     for path, match in (
-        (make_raster("a.tif", crs=None), "has no CRS; assign one with gdal_edit"),
+        (
+            make_raster("a.tif", crs=None),
+            "has no CRS; name it with --src-crs EPSG:..., or assign one with gdal_edit",
+        ),
         (gcps, "gdalwarp -t_srs EPSG:4326"),
         (make_raster("b.tif", transform=None), "no transform"),
         (make_raster("c.tif", crs=local), "no relation to the earth|no ellipsoid"),

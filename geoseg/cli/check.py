@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from geoseg.imagery.check import ImageReport, Progress
 
+_SHARED = ("model", "bidx", "src_crs", "asset", "allow_vrt")
 LINE_EVERY_S = 10.0
 """While blocks are read, a line at most this often."""
 
@@ -38,8 +39,11 @@ def command(
     model: str,
     bidx: tuple[int, ...] | None,
     scale: str | None,
+    src_crs: str | None,
+    asset: str | None,
+    allow_vrt: bool,
 ) -> None:
-    """Find out whether IMAGES (files, folders or globs) can be used.
+    """Find out whether IMAGES (as geoseg detect takes them) can be used.
 
     Tells what they are, which share of a truncated file is lost and where, and what geoseg detect
     would say. Pixels are read only for --statistics and --read. Ends with 1 if a file is damaged
@@ -56,7 +60,7 @@ def command(
     )
     wanted = parse_scale(scale)
     reports: list[ImageReport] = []
-    for path, problem in _files(images):
+    for path, problem in _files(images, asset, allow_vrt):
         if problem:
             reports.append(ImageReport(path, problems=(problem,)))
             continue
@@ -66,6 +70,7 @@ def command(
                 path,
                 expected,
                 bidx=bidx,
+                src_crs=src_crs,
                 statistics=statistics,
                 read=read,
                 progress=progress,
@@ -79,22 +84,24 @@ def command(
     context.exit(1 if any(report.problems for report in reports) else 0)
 
 
-command.params += [option for option in detect.params if option.name in ("model", "bidx", "scale")]
+command.params += [option for option in detect.params if option.name in _SHARED]
 
 
-def _files(images: Sequence[str]) -> list[tuple[str, str]]:
+def _files(images: Sequence[str], asset: str | None, allow_vrt: bool) -> list[tuple[str, str]]:
     """Return each file once, with the reason why a name stands for none."""
     from geoseg.errors import SourceError
-    from geoseg.imagery.source import find_images
+    from geoseg.imagery.inputs import find_images
+    from geoseg.redact import redact
 
     found: dict[str, str] = {}
     for entry in images:
         try:
-            found.update(dict.fromkeys(find_images([entry]), ""))
+            paths = find_images([entry], asset=asset, allow_vrt=allow_vrt)
+            found.update(dict.fromkeys(paths, ""))
         except SourceError as error:
-            found[entry] = str(error)
+            found[redact(entry)] = str(error)
         except (OSError, ValueError) as error:
-            found[entry] = f"{entry}: cannot be looked for ({error})"
+            found[redact(entry)] = redact(f"{entry}: cannot be looked for ({error})")
     return list(found.items())
 
 

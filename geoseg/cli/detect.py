@@ -91,6 +91,11 @@ def _once(
     help="Values that become black and white for the model, or none: take them as they are.  "
     "[default: by the whole image's values, where they are not the model's]",
 )
+@click.option("--src-crs", metavar="CRS", help="CRS of images that have none.")
+@click.option("--asset", metavar="NAME", help="Asset of STAC items.  [default: visual or data]")
+@click.option(
+    "--allow-vrt", is_flag=True, help="Open .vrt mosaics of images beside them; docs/remote.md."
+)
 @click.option("--aoi", type=click.Path(path_type=Path), help="Look only inside these polygons.")
 @click.option("--regions", type=click.Path(path_type=Path), help="Count per polygon of this layer.")
 @click.option("--grid", metavar="SHAPE:METRES", help="Or count per cell: hexagon:500, square:1000.")
@@ -169,7 +174,11 @@ def _once(
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
-    """Find objects in IMAGES (files, folders or globs) and write one polygon per object."""
+    """Find objects in IMAGES and write one polygon per object.
+
+    IMAGES are files, folders, globs, lists (@images.txt), https:// and s3://, gs://, az://
+    addresses, STAC items and collections.
+    """
     from geoseg.config import DetectSettings
     from geoseg.jobs.pipeline import run_detect
 

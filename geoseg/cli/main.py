@@ -14,6 +14,7 @@ import click
 
 import geoseg
 from geoseg.errors import GeosegError
+from geoseg.redact import RedactingFilter, guard_logs, redact
 
 VERBS = {
     "detect": "Find objects in images and write them as polygons.",
@@ -79,6 +80,8 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send the log to stderr: our progress, others' warnings; stdout is for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(with_name=verbose))
+    handler.addFilter(RedactingFilter())
+    guard_logs()
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
@@ -153,7 +156,7 @@ def _misused(error: click.ClickException) -> int:
         return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
     where = "" if context is None else f" (see {context.command_path} --help)"
-    click.echo(f"geoseg: error: {error.format_message().rstrip('.')}{where}", err=True)
+    click.echo(f"geoseg: error: {redact(error.format_message().rstrip('.'))}{where}", err=True)
     return error.exit_code
 
 
@@ -162,7 +165,7 @@ def _fail(error: Exception, message: str, exit_code: int, *, ours: bool = False)
     if _verbose():
         _log.debug("error in full", exc_info=error)
     line = " ".join(part.strip() for part in message.splitlines())
-    click.echo(f"geoseg: {'' if ours else 'error: '}{line}", err=True)
+    click.echo(f"geoseg: {'' if ours else 'error: '}{redact(line)}", err=True)
     return exit_code
 
 

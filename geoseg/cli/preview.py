@@ -36,7 +36,7 @@ def _parse_window(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 @click.command("preview")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image")
 @click.argument("objects", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The picture, .png."
@@ -73,9 +73,12 @@ def _parse_window(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Class and score at each object; auto: where there is room.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
+@click.option("--src-crs", metavar="CRS", help="CRS of the image, if it has none.")
+@click.option("--asset", metavar="NAME", help="Asset of a STAC item.  [default: visual or data]")
+@click.option("--allow-vrt", is_flag=True, help="Open a .vrt mosaic; docs/remote.md.")
 def command(
     *,
-    image: Path,
+    image: str,
     objects: Path,
     output: Path,
     truth: Path | None,
@@ -86,12 +89,16 @@ def command(
     region: str | None,
     labels: Literal["auto", "all", "none"],
     overwrite: bool,
+    src_crs: str | None,
+    asset: str | None,
+    allow_vrt: bool,
 ) -> None:
     """Draw objects over imagery, as a PNG.
 
     Masks are filled lightly and outlined, a colour per class. Overviews are read where the image
     has any; --bounds, --window or --region choose a part.
     """
+    from geoseg.imagery.inputs import find_image
     from geoseg.outputs.preview import preview_image
     from geoseg.outputs.tables import check_output, read_vector
 
@@ -103,7 +110,7 @@ def command(
         areas = None if regions is None else read_vector(regions, what="regions")
     click.echo(
         preview_image(
-            image,
+            find_image(image, asset=asset, allow_vrt=allow_vrt),
             read_vector(objects, what="objects"),
             output,
             truth=None if truth is None else read_vector(truth, what="truth"),
@@ -113,5 +120,6 @@ def command(
             region=region,
             labels=labels,
             max_px=max_px,
+            src_crs=src_crs,
         )
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from geoseg.cli.show import show_json, show_table
 from geoseg.errors import StoppedError
+from geoseg.redact import redact
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -33,7 +34,7 @@ def show_end(context: click.Context) -> Iterator[None]:
     try:
         yield
     except StoppedError as error:
-        click.echo(f"geoseg: {error}; the same command goes on from here", err=True)
+        click.echo(f"geoseg: {redact(str(error))}; the same command goes on from here", err=True)
         context.exit(error.exit_code)
 
 

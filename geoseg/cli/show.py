@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from geoseg.redact import redact_all
+
 Rows = Sequence[Sequence[Any]]
 
 
 def show_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print a result for machines; NaN, which JSON does not know, as null."""
-    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(redact_all(_plain(value)), indent=2, ensure_ascii=False))
 
 
 def show_table(columns: Sequence[str], rows: Rows, *, totals: Rows = ()) -> None:

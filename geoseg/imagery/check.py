@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from rasterio.windows import Window
 
 from geoseg.errors import GeosegError, SourceError, TileError
 from geoseg.imagery.georef import WorkingGrid, ground_gsd_m, scaled_transform
-from geoseg.imagery.limits import check_file
+from geoseg.imagery.limits import check_stream
 from geoseg.imagery.radiometry import (
     PROBABILITIES,
     BandStatistics,
@@ -44,7 +44,16 @@ from geoseg.imagery.radiometry import (
     scale_text,
 )
 from geoseg.imagery.read import RasterReader
-from geoseg.imagery.source import describe_raster, open_raster, select_bands
+from geoseg.imagery.remote import (
+    RemoteFile,
+    is_bucket,
+    is_remote,
+    name_of,
+    remote_facts,
+    sidecars_of,
+)
+from geoseg.imagery.source import describe_raster, driver_of, open_raster, select_bands
+from geoseg.imagery.vrt import is_allowed_vrt, read_vrt
 from geoseg.records import BoolArray, RasterInfo
 
 _UINT64 = npt.NDArray[np.uint64]
@@ -57,6 +66,10 @@ _LAYOUT = (_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT)
 _MOST_DIRECTORIES = 1_000
 _TAIL_BYTES = 65_536
 _ENDS_AT_ONCE = 1_000_000
+_NOT_CHECKED = (
+    "whether the object is complete was not checked: its bytes cannot be had without GDAL; --read "
+    "decodes every block"
+)
 
 _HUGE_PX = 100_000_000
 """From here on overviews matter."""
@@ -113,7 +126,7 @@ class TruncationReport:
     @property
     def problem(self) -> str | None:
         """What is wrong, in a line; None if nothing is."""
-        name = Path(self.path).name
+        name = name_of(self.path)
         if self.header_lost:
             return f"{name} is truncated: its end is missing; copy it again"
         missing = f"{self.needed_bytes - self.file_bytes:,} bytes are missing"
@@ -155,11 +168,10 @@ def check_truncation(path: str | Path) -> TruncationReport:
     SourceError
         If the file cannot be read at all, or its lists of blocks pass a limit.
     """
-    file = Path(path)
     try:
-        check_file(file)
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with _stream(path) as (stream, size):
+            check_stream(path, stream, size)
+            stream.seek(0)
             head = stream.read(8)
             if head[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
                 return _check_tiff(stream, str(path), size)
@@ -170,13 +182,26 @@ def check_truncation(path: str | Path) -> TruncationReport:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def check_images(paths: Sequence[str | Path]) -> list[SourceError]:
+@contextmanager
+def _stream(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open the bytes of a file, here or behind http, and tell how many there are."""
+    if is_remote(path):
+        with RemoteFile(str(path), scan=True) as remote:
+            yield cast("BinaryIO", remote), remote.facts.size
+        return
+    with Path(path).open("rb") as stream:
+        yield stream, Path(path).stat().st_size
+
+
+def check_images(paths: Sequence[str | Path], *, src_crs: str | None = None) -> list[SourceError]:
     """Find what keeps images from being used, before any work is done.
 
     Parameters
     ----------
     paths : sequence of str or Path
-        Files on this machine.
+        As `geoseg.imagery.inputs.find_images` returns them.
+    src_crs : str, optional
+        CRS of those that have none.
 
     Returns
     -------
@@ -186,19 +211,18 @@ def check_images(paths: Sequence[str | Path]) -> list[SourceError]:
     problems = []
     for path in paths:
         try:
-            _check_image(path)
+            _check_image(path, src_crs)
         except SourceError as error:
             problems.append(error)
     return problems
 
 
-def _check_image(path: str | Path) -> None:
+def _check_image(path: str | Path, src_crs: str | None = None) -> None:
     """Raise what is wrong with one image; truncation first, it explains the rest."""
-    if Path(path).is_file():
-        for file in _files_of(Path(path)):
-            if problem := check_truncation(file).problem:
-                raise SourceError(problem)
-    describe_raster(path)
+    for file in _files_of(path):
+        if problem := check_truncation(file).problem:
+            raise SourceError(problem)
+    describe_raster(path, src_crs=src_crs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +317,7 @@ def check_image(
     expected: Expectation | None = None,
     *,
     bidx: tuple[int, ...] | None = None,
+    src_crs: str | None = None,
     statistics: bool = False,
     read: bool = False,
     progress: Progress | None = None,
@@ -308,6 +333,8 @@ def check_image(
         Of the model that is to run on it.
     bidx : tuple of int, optional
         1-based bands that will be read.
+    src_crs : str, optional
+        CRS of the image, if its file has none.
     statistics : bool
         Take statistics from an overview or, without one, from blocks spread over the image.
     read : bool
@@ -329,7 +356,7 @@ def check_image(
     except UnicodeEncodeError:
         return replace(report, problems=("the file's name is not valid UTF-8; rename it",))
     try:
-        report = _look(report, _Wanted(expected, bidx, statistics, scale))
+        report = _look(report, _Wanted(expected, bidx, src_crs, statistics, scale))
         if read and report.facts is not None:
             report = _read_all(report, progress)
     except (GeosegError, RasterioError, OSError) as error:
@@ -346,6 +373,7 @@ class _Wanted:
 
     expected: Expectation | None
     bidx: tuple[int, ...] | None
+    src_crs: str | None
     statistics: bool
     scale: tuple[float, float] | str | None
 
@@ -367,17 +395,17 @@ def _judged(
 
 def _look(report: ImageReport, wanted: _Wanted) -> ImageReport:
     """Judge an image by its header, and by statistics if they are wanted."""
-    file = Path(report.path)
-    losses = [check_truncation(f) for f in _files_of(file)] if file.is_file() else []
+    file = report.path
+    losses = [check_truncation(f) for f in _files_of(file)]
     found = [loss for loss in losses if loss.problem]
     problems = [str(loss.problem) for loss in found]
     with suppress(GeosegError), open_raster(file) as src:
-        report = replace(report, facts=_facts(src, file), loss=_loss(losses[0], src))
-    notes: list[str] = []
+        report = replace(report, facts=_facts(src, file), loss=_loss(losses, src))
+    notes = [_NOT_CHECKED] if is_bucket(file) else []
     info, bands = None, None
     try:
         with _warnings_as(notes):
-            info = describe_raster(file)
+            info = describe_raster(file, src_crs=wanted.src_crs)
         if wanted.expected is not None or wanted.bidx is not None:
             n_bands = len(wanted.bidx or ()) if wanted.expected is None else wanted.expected.bands
             bands = select_bands(info, wanted.bidx, n_bands)
@@ -397,10 +425,20 @@ def _look(report: ImageReport, wanted: _Wanted) -> ImageReport:
     return replace(report, problems=tuple(problems), damaged=bool(found), notes=tuple(notes))
 
 
-def _files_of(file: Path) -> list[Path]:
-    """Return a raster and what opens as its mask or overviews."""
-    sidecars = [Path(f"{file}{suffix}") for suffix in (".msk", ".ovr")]
-    return [file, *(sidecar for sidecar in sidecars if sidecar.is_file())]
+def _files_of(path: str | Path) -> list[str]:
+    """Return a raster and what opens as its mask or overviews, as far as their bytes can be had."""
+    if is_bucket(path):
+        return []
+    if is_remote(path):
+        sidecars = sidecars_of(str(path), driver_of(str(path)))
+        return [str(path), *(p for name, p in sidecars.items() if name.endswith((".msk", ".ovr")))]
+    if is_allowed_vrt(path):
+        sources = read_vrt(str(path)).sources
+        return [file for source in sources for file in _files_of(source)]
+    if not Path(path).is_file():
+        return []
+    beside = [f"{path}{suffix}" for suffix in (".msk", ".ovr")]
+    return [str(path), *(sidecar for sidecar in beside if Path(sidecar).is_file())]
 
 
 @contextmanager
@@ -419,7 +457,7 @@ def _warnings_as(notes: list[str]) -> Iterator[None]:
         log.removeFilter(collect)
 
 
-def _facts(src: DatasetReader, file: Path) -> RasterFacts:
+def _facts(src: DatasetReader, file: str) -> RasterFacts:
     """Read the header."""
     gsd = None
     bounds = _Box(0, src.height, 0, src.width).bounds(src)
@@ -445,8 +483,19 @@ def _facts(src: DatasetReader, file: Path) -> RasterFacts:
         codec=str(structure.get("COMPRESSION", "none")),
         interleave=str(structure.get("INTERLEAVE", "band")).lower(),
         overviews=tuple(src.overviews(1)),
-        file_bytes=file.stat().st_size,
+        file_bytes=_bytes_of(file),
     )
+
+
+def _bytes_of(file: str) -> int:
+    """Return the size of an image; 0 where nobody tells."""
+    if is_bucket(file):
+        return 0
+    if is_remote(file):
+        return remote_facts(file).size
+    if is_allowed_vrt(file):
+        return sum(Path(source).stat().st_size for source in read_vrt(file).sources)
+    return Path(file).stat().st_size
 
 
 def _crs_name(src: DatasetReader) -> str:
@@ -457,7 +506,7 @@ def _crs_name(src: DatasetReader) -> str:
     return str(src.crs.to_wkt()).partition('"')[2].partition('"')[0]
 
 
-def _mask(src: DatasetReader, file: Path) -> str:
+def _mask(src: DatasetReader, file: str) -> str:
     """Say where validity is declared."""
     flags = src.mask_flag_enums[0]
     if MaskFlags.alpha in flags:
@@ -466,13 +515,15 @@ def _mask(src: DatasetReader, file: Path) -> str:
         return f"nodata {src.nodata:g}"
     if MaskFlags.per_dataset not in flags:
         return "none"
-    return ".msk" if Path(f"{file}.msk").is_file() else "internal"
+    beside = any(str(name).endswith(".msk") for name in _files_of(file))
+    return ".msk" if beside else "internal"
 
 
-def _loss(truncation: TruncationReport, src: DatasetReader) -> Loss | None:
-    """Say where in the image the lost blocks lie."""
-    if not truncation.lost:
+def _loss(losses: Sequence[TruncationReport], src: DatasetReader) -> Loss | None:
+    """Say where in the image the lost blocks lie; of a mosaic its sources say it themselves."""
+    if not losses or not losses[0].lost or src.driver == "VRT":
         return None
+    truncation = losses[0]
     if truncation.lost_window is None:
         return Loss(truncation.share_lost, truncation.lost, None, None, None)
     window = _Box(*truncation.lost_window)
@@ -765,7 +816,7 @@ def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:
         with open_raster(report.path, overview_level=level) as small:
             elsewhere += _failing(small, done)
     report = replace(report, blocks_read=done.read)
-    name = Path(report.path).name
+    name = name_of(report.path)
     problems = list(report.problems)
     if failed and loss is not None:
         problems.append(

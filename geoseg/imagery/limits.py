@@ -128,13 +128,29 @@ def check_file(path: str | Path) -> None:
     if not file.is_file():
         return
     with file.open("rb") as stream:
-        head = stream.read(8)
-        # what is cut short or leads nowhere is not judged here
-        with suppress(struct.error, _BrokenError):
-            if head[:4] in _TIFF_HEADS:
-                _check_tiff(str(path), stream, file.stat().st_size, most)
-            elif head == _JP2_HEAD or head[:4] == _CODESTREAM:
-                _check_jp2(str(path), stream, most)
+        check_stream(path, stream, file.stat().st_size)
+
+
+def check_stream(path: str | Path, stream: BinaryIO, size: int) -> None:
+    """Refuse the bytes of a raster by what their header claims; see `check_file`.
+
+    Parameters
+    ----------
+    path : str or Path
+        For the message.
+    stream : binary file
+        At its beginning; left anywhere.
+    size : int
+        Of all its bytes.
+    """
+    most = limits()
+    head = stream.read(8)
+    # what is cut short or leads nowhere is not judged here
+    with suppress(struct.error, _BrokenError):
+        if head[:4] in _TIFF_HEADS:
+            _check_tiff(str(path), stream, size, most)
+        elif head == _JP2_HEAD or head[:4] == _CODESTREAM:
+            _check_jp2(str(path), stream, most)
 
 
 def _check_tiff(path: str, stream: BinaryIO, size: int, most: Limits) -> None:

@@ -24,6 +24,7 @@ from rasterio.windows import transform as window_transform
 
 from geoseg.errors import SourceError, TileError
 from geoseg.imagery.georef import WorkingGrid, scaled_transform
+from geoseg.imagery.remote import name_of
 from geoseg.imagery.resample import axis_kernel, resample
 from geoseg.imagery.source import describe_raster, open_raster, select_bands
 from geoseg.records import BoolArray, DoubleArray, RasterInfo, Supertile, Tile, TileBatch
@@ -142,7 +143,7 @@ class RasterReader:
         except (RasterioError, OSError, IndexError) as error:
             # IndexError: the file changed and has fewer bands now
             raise TileError(
-                f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {Path(self._info.path).name}: "
+                f"cannot read rows {y0}-{y1}, cols {x0}-{x1} of {name_of(self._info.path)}: "
                 f"{error.__cause__ or error}; the file is damaged there: geoseg check tells more"
             ) from error
         if not valid.all():
@@ -351,6 +352,7 @@ def read_view(
     max_px: int,
     *,
     window: Window | None = None,
+    src_crs: str | None = None,
 ) -> tuple[npt.NDArray[np.uint8], Affine, BoolArray]:
     """Read a part of a raster as a picture.
 
@@ -365,6 +367,8 @@ def read_view(
         Longest side of the picture, px; at least 1. A part with fewer pixels keeps them.
     window : Window, optional
         Instead of bounds: whole pixels of the raster; whatever of it lies on the raster is read.
+    src_crs : str, optional
+        CRS of the raster, if its file has none.
 
     Returns
     -------
@@ -383,7 +387,7 @@ def read_view(
     TileError
         If it cannot be read.
     """
-    info = describe_raster(path)
+    info = describe_raster(path, src_crs=src_crs)
     colors = info.bands - (info.alpha_band is not None)
     bands = select_bands(info, None, 3 if colors >= 3 else 1)
     window = _view_window(info, bounds) if window is None else _on_raster(info, window)
@@ -421,7 +425,7 @@ def _view_window(info: RasterInfo, bounds: tuple[float, float, float, float] | N
         xs, ys = _corners(info.transform, 0, 0, info.width, info.height)
         covered = f"{min(xs):.10g},{min(ys):.10g},{max(xs):.10g},{max(ys):.10g}"
         raise SourceError(
-            f"bounds {wanted} lie off {Path(info.path).name}, which covers {covered}; "
+            f"bounds {wanted} lie off {name_of(info.path)}, which covers {covered}; "
             "give bounds in its CRS"
         )
     return Window(left, top, right - left, bottom - top)
@@ -440,7 +444,7 @@ def _on_raster(info: RasterInfo, window: Window) -> Window:
     right, bottom = min(info.width, x + width), min(info.height, y + height)
     if left >= right or top >= bottom:
         raise SourceError(
-            f"window {wanted} lies off {Path(info.path).name}, which has {info.width} x "
+            f"window {wanted} lies off {name_of(info.path)}, which has {info.width} x "
             f"{info.height} px; give col_off,row_off,width,height"
         )
     return Window(left, top, right - left, bottom - top)
@@ -476,7 +480,7 @@ def _read_small(
             valid &= src.read(info.alpha_band, window=window, out_shape=shape) != 0
     except (RasterioError, OSError) as error:
         raise TileError(
-            f"cannot read {Path(info.path).name}: {error}; geoseg check tells more"
+            f"cannot read {name_of(info.path)}: {error}; geoseg check tells more"
         ) from error
     return pixels, valid
 

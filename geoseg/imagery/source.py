@@ -7,28 +7,45 @@ never sees a prefix such as ``GTIFF_DIR:`` or ``WMS:``.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 
-from geoseg.errors import OutputError, SourceError
+from geoseg.errors import GeosegError, OutputError, SourceError, TileError
 from geoseg.imagery.georef import ground_gsd_m
-from geoseg.imagery.limits import check_file, check_open
+from geoseg.imagery.limits import check_file, check_open, check_stream
+from geoseg.imagery.remote import (
+    RemoteFile,
+    Shelf,
+    ask_again,
+    bucket_options,
+    is_bucket,
+    is_remote,
+    name_of,
+    plain_path,
+    remote_facts,
+    sidecars_of,
+)
+from geoseg.imagery.vrt import is_allowed_vrt, read_vrt
 from geoseg.records import RasterInfo
+from geoseg.redact import access_to
 
 DRIVERS = {
     b"II*\0": "GTiff",
@@ -42,13 +59,10 @@ DRIVERS = {
 }
 """Formats that are opened, by their first bytes; GTiff reads COG and BigTIFF too."""
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")
-"""What is looked for in a folder."""
-
-_PLAIN_PICTURES = (".png", ".jpg", ".jpeg")
 _FINGERPRINT_SAMPLES = 16
 _FINGERPRINT_BYTES = 16_384
 _FILE_SIDE_PX = 10_000_000
+_KNOWN_S = 60.0
 _ALPHA_SAMPLES = 3
 _ALPHA_SAMPLE_PX = 64
 _ALPHA_SHARE = 0.5
@@ -56,81 +70,9 @@ _ALPHA_SHARE = 0.5
 _log = logging.getLogger(__name__)
 
 
-def find_images(inputs: Sequence[str | Path]) -> tuple[str, ...]:
-    """List the rasters named by files, folders and globs.
-
-    A folder gives its own ``*.tif``, ``*.tiff``, ``*.jp2`` (never skipped, so that a broken one is
-    noticed) and those ``*.png``, ``*.jpg`` that carry georeferencing (folders hold photos too).
-
-    Parameters
-    ----------
-    inputs : sequence of str or Path
-        Files, folders (not searched below their first level) or globs (``**`` is understood).
-
-    Returns
-    -------
-    tuple of str
-        Absolute paths, sorted, each file once.
-
-    Raises
-    ------
-    SourceError
-        If one of the inputs matches nothing.
-    """
-    if not inputs:
-        raise SourceError("no image given; name at least one file, folder or glob")
-    found: set[str] = set()
-    for entry in inputs:
-        matches = _matches(str(entry))
-        if not matches:
-            raise SourceError(f"{entry}: {_why_nothing(str(entry))}")
-        found.update(matches)
-    return tuple(sorted(found))
-
-
-def _matches(entry: str) -> list[str]:
-    """Return the absolute paths that one input stands for."""
-    path = Path(entry).expanduser()
-    if path.is_dir():
-        return [str(p.resolve()) for p in sorted(path.iterdir()) if _is_image(p)]
-    if path.is_file():
-        return [str(path.resolve())]
-    if not glob.has_magic(entry):
-        return []
-    # Path.glob takes no absolute pattern
-    hits = (Path(hit) for hit in glob.glob(str(path), recursive=True))  # noqa: PTH207
-    return [str(p.resolve()) for p in hits if p.is_file() and _is_image(p)]
-
-
-def _is_image(path: Path) -> bool:
-    """Tell whether a file found in a folder is meant as a raster."""
-    suffix = path.suffix.lower()
-    if path.name.startswith(".") or suffix not in IMAGE_SUFFIXES or not path.is_file():
-        return False
-    if suffix not in _PLAIN_PICTURES:
-        return True
-    try:
-        with open_raster(path) as src:
-            return src.crs is not None
-    except SourceError:
-        return False
-
-
-def _why_nothing(entry: str) -> str:
-    """Say why an input names no raster."""
-    suffixes = ", ".join(f"*{s}" for s in IMAGE_SUFFIXES)
-    if Path(entry).expanduser().is_dir():
-        return f"the folder holds no raster ({suffixes}); name the files or another folder"
-    if glob.has_magic(entry):
-        return f"the pattern matches no raster ({suffixes}); check it with ls"
-    return _missing(entry)
-
-
-def _missing(path: str | Path) -> str:
+def missing(path: str | Path) -> str:
     """Say what a path that is no file is."""
     text = str(path)
-    if text.startswith(("/vsi", "http://", "https://", "s3://", "gs://", "az://")):
-        return "only files on this machine are read; copy or mount it and give its path"
     head = text.partition(":")[0]
     if text.lstrip().startswith("<") or (head.isupper() and len(head) > 1 and head != text):
         return "this is GDAL's syntax for something else than a file; give the path of a file"
@@ -144,7 +86,8 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
     Parameters
     ----------
     path : str or Path
-        A file on this machine.
+        A file on this machine, or a remote one or a VRT as `geoseg.imagery.inputs.find_images`
+        returns them.
     overview_level : int, optional
         Open this overview (0 is the first) as if it were the raster.
 
@@ -156,26 +99,21 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
     Raises
     ------
     SourceError
-        If the file is missing, empty, not readable, or of no format in `DRIVERS`.
+        If the file is missing, empty, not readable, or of no format in `DRIVERS`; of a remote file
+        also at the end of the block, if bytes could not be had.
+    TileError
+        The same, where the block raised one.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        what = "is a folder, not a raster" if file.is_dir() else _missing(path)
-        raise SourceError(f"{path}: {what}")
-    driver = _driver(path, file)
-    _check_companions(path, file)
-    check_file(file)
     options = {} if overview_level is None else {"overview_level": overview_level}
-    try:
-        with warnings.catch_warnings():
-            # describe_raster refuses what has no georeference; the warning would come on top
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            src = rasterio.open(file.absolute(), driver=driver, **options)
-    except (RasterioError, OSError) as error:
-        raise SourceError(
-            f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
-        ) from error
-    try:
+    if is_bucket(path):
+        opened = _open_in_bucket(str(path), options)
+    elif is_remote(path):
+        opened = _open_behind_http(plain_path(str(path)), options)
+    elif is_allowed_vrt(path):
+        opened = _open_vrt(str(path), options)
+    else:
+        opened = _open_here(path, options)
+    with opened as src:
         check_open(path, src)
         if src.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
             raise SourceError(
@@ -183,8 +121,145 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
                 f"image without it: gdal_translate -co COPY_SRC_OVERVIEWS=NO {path} out.tif"
             )
         yield src
-    finally:
-        src.close()
+
+
+@contextmanager
+def _open_here(path: str | Path, options: dict[str, Any]) -> Iterator[DatasetReader]:
+    """Open a file on this machine."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        what = "is a folder, not a raster" if file.is_dir() else missing(path)
+        raise SourceError(f"{path}: {what}")
+    driver = _driver(path, file)
+    _check_companions(path, file)
+    check_file(file)
+    try:
+        with _quietly():
+            src = rasterio.open(file.absolute(), driver=driver, **options)
+    except (RasterioError, OSError) as error:
+        raise SourceError(
+            f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
+        ) from error
+    with src:
+        yield src
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Open without a warning: `describe_raster` refuses what has no georeference."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
+def _open_behind_http(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
+    """Open a file behind http through our own reader: GDAL never sees the address."""
+    driver = driver_of(path)
+    shelf = Shelf(path, driver)
+    for name, place in shelf.files.items():
+        if name.endswith((".msk", ".ovr")) and driver_of(place) != "GTiff":
+            raise SourceError(f"{place} is not a TIFF; delete it, or give {path} a right one")
+    with RemoteFile(path) as stream:
+        check_stream(path, cast("BinaryIO", stream), stream.facts.size)
+    try:
+        with _quietly():
+            src = rasterio.open(shelf.name, driver=driver, opener=shelf, **options)
+    except (RasterioError, OSError) as error:
+        if shelf.error is not None:
+            raise shelf.error from None
+        raise SourceError(
+            f"{path}: the {driver} file is broken or truncated; upload it again (GDAL: {error})"
+        ) from error
+    try:
+        with src:
+            yield src
+    except (RasterioError, OSError, GeosegError) as error:
+        if shelf.error is None or error is shelf.error:
+            raise
+        raise _with_reason(error, shelf.error) from error
+    if shelf.error is not None:
+        # GDAL made do with less: some decoders take a torn file for a whole one
+        raise shelf.error
+
+
+def _with_reason(error: BaseException, reason: SourceError) -> GeosegError:
+    """Return an error as it was raised, with what the server did in place of GDAL's words."""
+    if not isinstance(error, TileError):
+        return reason
+    place = re.search(r"cannot read (rows \S+, cols \S+) of ", str(error))
+    return TileError(f"cannot read {place[1]}: {reason}" if place else str(reason))
+
+
+@contextmanager
+def _open_in_bucket(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
+    """Open an object through GDAL, which knows how to sign; it may choose among our drivers."""
+    drivers = sorted(set(DRIVERS.values()))
+    with rasterio.Env(**bucket_options(), CPL_VSIL_CURL_ALLOWED_EXTENSIONS=_beside_object(path)):
+        try:
+            with _quietly():
+                src = rasterio.open(path, driver=drivers, **options)
+        except (RasterioError, OSError) as error:
+            raise SourceError(
+                f"{path} does not open: there is no such object, this user may not read it, or it "
+                "is not GeoTIFF, COG, JPEG2000, PNG or JPEG; check the name and the credentials "
+                f"(GDAL: {error})"
+            ) from error
+        with src:
+            yield src
+
+
+@lru_cache(maxsize=100_000)
+def _beside_object(path: str) -> str:
+    """Return the ends of the names that GDAL may open: the object and what is safe beside it.
+
+    GDAL lets any driver open masks and overviews, so these must be TIFFs.
+    """
+    name = path.rpartition("/")[2]
+    allowed = [f"/{name}", f"/{name}.aux.xml"]
+    for suffix in (".msk", ".ovr"):
+        alone = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": f"/{name}{suffix}"}
+        with (
+            suppress(RasterioError, OSError),
+            rasterio.Env(**bucket_options(), **alone),
+            _quietly(),
+        ):
+            rasterio.open(path + suffix, driver="GTiff").close()
+            allowed.append(f"/{name}{suffix}")
+    return ",".join(allowed)
+
+
+@contextmanager
+def _open_vrt(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
+    """Open a VRT as it was understood and written anew; its sources must open on their own."""
+    vrt = read_vrt(path)
+    for source in vrt.sources:
+        _check_source(source, *_state(source))
+    try:
+        with _quietly():
+            src = rasterio.open(vrt.text, driver="VRT", **options)
+    except (RasterioError, OSError) as error:
+        raise SourceError(f"{vrt.path}: GDAL cannot open it ({error})") from error
+    with src:
+        yield src
+
+
+def _state(file: str) -> tuple[int, int]:
+    """Return size and time of a file: while they stay, it need not be looked at again."""
+    try:
+        found = Path(file).stat()
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read ({error.strerror}); check it") from error
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=100_000)
+def _check_source(file: str, _size: int, _changed_ns: int) -> None:
+    """Refuse a source of a VRT that would not open on its own: GDAL lets any driver open it."""
+    with _open_here(file, {}) as opened:
+        others = opened.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
+    if others:
+        raise SourceError(f"{file} names another file as its overviews; copy it without")
 
 
 def _check_companions(path: str | Path, file: Path) -> None:
@@ -207,6 +282,17 @@ def _driver(path: str | Path, file: Path) -> str:
             head = stream.read(512)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); check it") from error
+    return _driver_by(path, head)
+
+
+def driver_of(path: str) -> str:
+    """Return the one driver that may open a file behind http, by its first bytes."""
+    with RemoteFile(path) as file:
+        return _driver_by(path, file.read(512))
+
+
+def _driver_by(path: str | Path, head: bytes) -> str:
+    """Return the one driver for a file that begins so."""
     for magic, driver in DRIVERS.items():
         if head.startswith(magic):
             return driver
@@ -214,21 +300,24 @@ def _driver(path: str | Path, file: Path) -> str:
         raise SourceError(f"{path}: the file is empty; copy it again")
     if b"<VRTDataset" in head:
         raise SourceError(
-            f"{path} is a VRT, which can point to any other file and is not opened; "
-            f"make a GeoTIFF of it: gdal_translate {path} out.tif"
+            f"{path} is a VRT, which can point to any other file and is not opened; give "
+            "--allow-vrt if it is your own, or make a GeoTIFF of it: "
+            f"gdal_translate {path} out.tif"
         )
     raise SourceError(
         f"{path} is not a raster that is read here; expected GeoTIFF, COG, JPEG2000, PNG or JPEG"
     )
 
 
-def describe_raster(path: str | Path) -> RasterInfo:
+def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterInfo:
     """Read the header of a raster and check that objects can be located in it.
 
     Parameters
     ----------
     path : str or Path
-        A file on this machine.
+        As `open_raster` takes it.
+    src_crs : str, optional
+        CRS of the raster, if its file has none.
 
     Returns
     -------
@@ -243,14 +332,16 @@ def describe_raster(path: str | Path) -> RasterInfo:
         If the file does not open, has no CRS, only ground control points, no transform, a palette,
         complex or 1-bit pixels; the message says what to run.
     """
+    path = _settled(path)
     with open_raster(path) as src:
-        _check_georeference(path, src)
+        _check_georeference(path, src, src_crs)
         _check_pixels(path, src)
-        wkt = str(src.crs.to_wkt())
+        wkt = str((src.crs or parse_crs(src_crs)).to_wkt())
         colors = tuple(c.name for c in src.colorinterp)
         alpha_band = _alpha_band(path, src, colors)
         info = RasterInfo(
-            path=str(Path(path).expanduser().absolute()),
+            path=path if isinstance(path, str) else str(path.expanduser().absolute()),
+            access=access_to(str(path)),
             crs_wkt=wkt,
             transform=Affine(*tuple(src.transform)[:6]),
             height=src.height,
@@ -273,7 +364,35 @@ def describe_raster(path: str | Path) -> RasterInfo:
     return _with_fingerprint(info)
 
 
-def _check_georeference(path: str | Path, src: DatasetReader) -> None:
+def _settled(path: str | Path) -> str | Path:
+    """Return what a raster is called from here on: a plain address, or else a path."""
+    if is_bucket(path) or is_allowed_vrt(path):
+        return str(path)
+    if not is_remote(path):
+        return Path(path)
+    plain = plain_path(str(path))
+    # of two calls a minute apart the second may find another file
+    ask_again([plain], after_s=_KNOWN_S)
+    return plain
+
+
+def parse_crs(text: str | None) -> CRS:
+    """Return a CRS that a user names.
+
+    Raises
+    ------
+    SourceError
+        If it is none.
+    """
+    try:
+        return CRS.from_user_input(text)
+    except CRSError as error:
+        raise SourceError(
+            f"--src-crs '{text}' is no CRS that PROJ knows; expected something like EPSG:32645"
+        ) from error
+
+
+def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | None = None) -> None:
     """Refuse a raster that does not say where it lies."""
     gcps, gcp_crs = src.gcps
     if src.crs is None and gcps:
@@ -287,10 +406,10 @@ def _check_georeference(path: str | Path, src: DatasetReader) -> None:
             f"{path} has RPCs but no transform; orthorectify it first: "
             f"gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:... {path} ortho.tif"
         )
-    if src.crs is None:
+    if src.crs is None and src_crs is None:
         raise SourceError(
-            f"{path} has no CRS; assign one with gdal_edit.py -a_srs EPSG:... {path} "
-            f"or rio edit-info --crs EPSG:... {path}"
+            f"{path} has no CRS; name it with --src-crs EPSG:..., or assign one with "
+            f"gdal_edit.py -a_srs EPSG:... {path} or rio edit-info --crs EPSG:... {path}"
         )
     if src.transform.almost_equals(Affine.identity()):
         raise SourceError(
@@ -342,7 +461,7 @@ def _alpha_band(path: str | Path, src: DatasetReader, colors: tuple[str, ...]) -
         return band
     _log.warning(
         "%s: band %d is tagged as alpha but holds an image; it is not used as a mask",
-        Path(path).name,
+        name_of(path),
         band,
     )
     return None
@@ -360,11 +479,28 @@ def _mask_kind(src: DatasetReader, alpha_band: int | None) -> str:
 
 def _with_fingerprint(info: RasterInfo) -> RasterInfo:
     """Add the hash of size, header and sampled bytes: a copy of the file keeps it."""
-    file = Path(info.path)
-    size = file.stat().st_size
     digest = hashlib.sha256()
-    facts = (size, info.crs_wkt, tuple(info.transform), info.height, info.width, info.bands)
-    digest.update(repr((*facts, info.dtype, info.nodata, info.mask_kind)).encode())
+    facts: tuple[Any, ...] = (info.crs_wkt, tuple(info.transform), info.height, info.width)
+    facts += (info.bands, info.dtype, info.nodata, info.mask_kind)
+    if is_bucket(info.path):
+        digest.update(repr((facts, _block_places(info))).encode())
+    elif is_remote(info.path):
+        digest.update(repr((facts, _remote_state(info.path))).encode())
+    elif is_allowed_vrt(info.path):
+        vrt = read_vrt(info.path)
+        digest.update(repr((facts, vrt.relative_text)).encode())
+        for source in vrt.sources:
+            _add_samples(digest, Path(source), ())
+    else:
+        _add_samples(digest, Path(info.path), facts)
+    fields = {name: getattr(info, name) for name in info.__slots__}
+    return RasterInfo(**(fields | {"fingerprint": digest.hexdigest()}))
+
+
+def _add_samples(digest: hashlib._Hash, file: Path, facts: tuple[Any, ...]) -> None:
+    """Add the size of a file, what is known of it, and bytes of it."""
+    size = file.stat().st_size
+    digest.update(repr((size, *facts)).encode())
     last = max(size - _FINGERPRINT_BYTES, 0)
     with file.open("rb") as stream:
         for offset in np.linspace(0, last, _FINGERPRINT_SAMPLES).astype(np.int64).tolist():
@@ -373,8 +509,27 @@ def _with_fingerprint(info: RasterInfo) -> RasterInfo:
     for sidecar in (f"{file}.msk", f"{file}.aux.xml"):
         if Path(sidecar).is_file():
             digest.update(str(Path(sidecar).stat().st_size).encode())
-    fields = {name: getattr(info, name) for name in info.__slots__}
-    return RasterInfo(**(fields | {"fingerprint": digest.hexdigest()}))
+
+
+def _remote_state(path: str) -> tuple[Any, ...]:
+    """Return what the server says of a file and its sidecars, and a hash of its first bytes."""
+    with RemoteFile(path) as file:
+        head = file.read(_FINGERPRINT_BYTES)
+    beside = sidecars_of(path, driver_of(path))
+    sidecars = {name: remote_facts(place).key for name, place in beside.items()}
+    return remote_facts(path).key, hashlib.sha256(head).hexdigest(), sorted(sidecars.items())
+
+
+def _block_places(info: RasterInfo) -> tuple[Any, ...]:
+    """Return where some blocks of a TIFF lie and what they take: other pixels take other bytes."""
+    rows, cols = -(-info.height // info.block_shape[0]), -(-info.width // info.block_shape[1])
+    samples = np.unique(np.linspace(0, rows * cols - 1, 64).astype(np.int64)).tolist()
+    with open_raster(info.path) as src:
+        return tuple(
+            src.get_tag_item(f"BLOCK_{what}_{n % cols}_{n // cols}", "TIFF", bidx=1)
+            for n in samples
+            for what in ("OFFSET", "SIZE")
+        )
 
 
 def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) -> tuple[int, ...]:
@@ -404,7 +559,7 @@ def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) ->
     SourceError
         If a band does not exist, or there are too few or not `wanted` of them.
     """
-    name = Path(info.path).name
+    name = name_of(info.path)
     if bidx is not None:
         if absent := [b for b in bidx if not 1 <= b <= info.bands]:
             raise SourceError(

@@ -12,10 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from geoseg.redact import redact as redact_secrets
+from geoseg.redact import redact_all
+
 EVENTS = "events.jsonl"
 NOTIFY_TIMEOUT_S = 60.0
 """A notification may take this long; it must not hold up the end of the run."""
 
+_VRT = re.compile(r"\bVRT:(?=/)")
 _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"]+[\\/])+")
 _QUERY = re.compile(r"(\b\w+://[^\s?'\"]*)\?[^\s'\"]*")
 _LOGIN = re.compile(r"(\b\w+://)[^\s/@'\"]+@")
@@ -31,7 +35,8 @@ def redact(text: str) -> str:
     >>> redact("https://me:secret@host/x.tif?sig=abc failed")
     'https://host/x.tif failed'
     """
-    return _FOLDERS.sub("", _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text)))
+    text = redact_secrets(_QUERY.sub(r"\1", _LOGIN.sub(r"\1", text)))
+    return _FOLDERS.sub("", _VRT.sub("", text))
 
 
 class Events:
@@ -62,7 +67,7 @@ class Events:
         """Add one event, with the time (UTC) and this process's id."""
         if self._path is None and self._listener is None:
             return
-        plain = {k: redact(v) if isinstance(v, str) else v for k, v in fields.items()}
+        plain = {k: redact(v) if isinstance(v, str) else redact_all(v) for k, v in fields.items()}
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
         line = line | self._always | plain
         if self._listener is not None:
@@ -97,7 +102,7 @@ def notify(command: str, **about: Any) -> str:
     str
         Why it failed; empty if it did not.
     """
-    values = {f"GEOSEG_{name.upper()}": str(value) for name, value in about.items()}
+    values = {f"GEOSEG_{name.upper()}": redact_secrets(str(value)) for name, value in about.items()}
     try:
         done = subprocess.run(  # noqa: S603  # the user's own command
             shlex.split(command),
@@ -113,4 +118,5 @@ def notify(command: str, **about: Any) -> str:
     if done.returncode == 0:
         return ""
     said = done.stderr.decode(errors="replace").strip().splitlines()
-    return f"it ended with exit code {done.returncode}" + (f": {said[-1]}" if said else "")
+    why = redact_secrets(said[-1]) if said else ""
+    return f"it ended with exit code {done.returncode}" + (f": {why}" if why else "")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from geoseg.errors import ConfigError
 from geoseg.jobs.events import EVENTS
 from geoseg.jobs.parts import disk_error
+from geoseg.redact import redact_all
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -187,7 +188,7 @@ class RunDirectory:
         private = self.path / f".{MANIFEST}.{os.getpid()}"
         try:
             with private.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(values, indent=2, default=str) + "\n")
+                file.write(json.dumps(redact_all(dict(values)), indent=2, default=str) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             private.replace(self.path / MANIFEST)

@@ -20,7 +20,7 @@ from geoseg.models.registry import find_card
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
-    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report", "force",
+    "insecure_cluster", "resource", "shard", "notify", "run_dir", "report", "force", "allow_vrt",
 )  # fmt: skip
 """Settings that decide how a run is done, not what comes out."""
 OUTPUT_ONLY = (
@@ -34,7 +34,7 @@ def plain_settings(settings: DetectSettings) -> dict[str, Any]:
     """Return what was set, ready for JSON; of paths the file names."""
     out: dict[str, Any] = {}
     for name, value in asdict(settings).items():
-        if value is None:
+        if value is None or (name == "allow_vrt" and not value):
             continue
         if isinstance(value, Path):
             out[name] = value.name

@@ -34,6 +34,7 @@ from geoseg.imagery.georef import (
     working_grid,
 )
 from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.inputs import find_images
 from geoseg.imagery.placing import check_target, choose_crs, horizontal
 from geoseg.imagery.radiometry import (
     Expectation,
@@ -44,7 +45,7 @@ from geoseg.imagery.radiometry import (
     plan_scaling,
     wants_statistics,
 )
-from geoseg.imagery.source import describe_raster, find_images, select_bands
+from geoseg.imagery.source import describe_raster, parse_crs, select_bands
 from geoseg.jobs.guard import undisturbed
 from geoseg.jobs.ledger import digest
 from geoseg.jobs.supertile import DetectorSpec
@@ -146,8 +147,10 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     if settings.grid is not None:
         GridSpec.parse(settings.grid)
     aoi = None if settings.aoi is None else read_vector(settings.aoi, what="AOI")
-    paths = find_images(settings.images)
-    if problems := check_images(paths):
+    if settings.src_crs is not None:
+        parse_crs(settings.src_crs)
+    paths = find_images(settings.images, asset=settings.asset, allow_vrt=settings.allow_vrt)
+    if problems := check_images(paths, src_crs=settings.src_crs):
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise SourceError(f"{problems[0]}{more}")
     # a user's factory may load weights: all that needs no detector is checked before
@@ -424,7 +427,7 @@ def _plan_image(
     sizes: tuple[int, int, int],
     aoi: gpd.GeoDataFrame | None,
 ) -> ImagePlan:
-    info = describe_raster(path)
+    info = describe_raster(path, src_crs=settings.src_crs)
     gsd = about["gsd_m"] if settings.gsd is None else settings.gsd
     grid = working_grid(info, None if gsd is None or gsd == "native" else float(gsd))
     colours = info.bands - (info.alpha_band is not None)

@@ -117,6 +117,7 @@ def preview_image(
     region: str | None = None,
     labels: Labels = "auto",
     max_px: int = 2000,
+    src_crs: str | None = None,
 ) -> Path:
     """Read imagery at the size of a picture, draw objects over it and write a PNG.
 
@@ -127,6 +128,8 @@ def preview_image(
     ----------
     image : str or Path
         A raster on this machine, of any type and number of bands.
+    src_crs : str, optional
+        CRS of the image, if its file has none.
     objects, path, truth, max_px
         As in :func:`write_preview`.
     regions : GeoDataFrame, optional
@@ -158,11 +161,11 @@ def preview_image(
     """
     if sum(part is not None for part in (bounds, window, region)) > 1:
         raise ConfigError("bounds, window and region each choose a part; give one of them")
-    info = describe_raster(image)
+    info = describe_raster(image, src_crs=src_crs)
     counted = None if regions is None else count(objects, regions)
     if region is not None:
         bounds = region_bounds(counted, region, info.crs_wkt)
-    pixels, transform, _ = read_view(image, bounds, max_px, window=window)
+    pixels, transform, _ = read_view(image, bounds, max_px, window=window, src_crs=src_crs)
     pixels, transform = _enlarge(pixels, transform, max_px)
     drawn = draw_objects(
         pixels, transform, info.crs_wkt, objects, truth=truth, regions=counted, labels=labels
