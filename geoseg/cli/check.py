@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from geoseg.imagery.check import ImageReport, Progress
 
-_SHARED = ("model", "bidx", "src_crs", "asset", "allow_vrt")
+_SHARED = ("model", "bidx", "scale", "src_crs", "asset", "allow_vrt")
 LINE_EVERY_S = 10.0
 """While blocks are read, a line at most this often."""
 

@@ -111,7 +111,17 @@ def read_training_file(path: Path) -> TrainingFile:
     for name in ("train", "card"):
         if not isinstance(table.get(name, {}), dict):
             raise ConfigError(f"{path}: {name} is {table[name]!r}; expected a table [{name}]")
-    train = with_tuples(table.get("train", {}))
+    settings = _settings_of(path, with_tuples(table.get("train", {})))
+    sites = table.get("sites")
+    if not sites or not isinstance(sites, list):
+        raise ConfigError(f"{path} has no [[sites]]; add at least one with image, labels and aoi")
+    for number, site in enumerate(sites, 1):
+        check_site(site, f"{path}: site {number}")
+    return TrainingFile(path, settings, tuple(table["sites"]), dict(table.get("card", {})))
+
+
+def _settings_of(path: Path, train: dict[str, Any]) -> TrainSettings:
+    """Return the settings in a table [train]."""
     try:
         if "architecture" in train:
             if not isinstance(train["architecture"], dict):
@@ -126,15 +136,9 @@ def read_training_file(path: Path) -> TrainingFile:
         train.setdefault("classes", ())
         if wrong := wrong_type(TrainSettings, train):
             raise ConfigError(f"{path}: [train] {wrong}")
-        settings = TrainSettings(**train)
+        return TrainSettings(**train)
     except TypeError as error:
         raise ConfigError(f"{path}: [train] {error}") from error
-    sites = table.get("sites")
-    if not sites or not isinstance(sites, list):
-        raise ConfigError(f"{path} has no [[sites]]; add at least one with image, labels and aoi")
-    for number, site in enumerate(sites, 1):
-        check_site(site, f"{path}: site {number}")
-    return TrainingFile(path, settings, tuple(table["sites"]), dict(table.get("card", {})))
 
 
 def _augmentation(path: Path, values: Any) -> Augmentation:
