@@ -241,8 +241,8 @@ def look(
     if not shown:
         return
     detector = _on_network(clock, "load", task.detector.load)
-    # as many tiles at once as the detector's own batch, so that memory stays flat
-    step = int(getattr(detector, "batch", 4))
+    # as many tiles at once as the detector wants, so that memory stays flat
+    step = int(getattr(detector, "tiles_a_call", getattr(detector, "batch", 4)))
     queue = deque(shown)
     while queue:
         batch = [queue.popleft()]
