@@ -464,7 +464,7 @@ class FixedShapes:
         boxes = np.ascontiguousarray(table[:, :16]).view(np.float32).reshape(-1, 4)
         scores = np.ascontiguousarray(table[:, 16:20]).view(np.float32).reshape(-1)
         labels = np.ascontiguousarray(table[:, 20:24]).view(np.int32).reshape(-1)
-        half = np.ascontiguousarray(table[:, 24:]).view(np.float16).reshape(-1, cells, cells)
+        half = np.ascontiguousarray(table[:, 24:]).view(np.float16).reshape(len(table), cells, cells)
         return partial(self._instances, boxes, scores, labels, half)
 
     def _instances(
