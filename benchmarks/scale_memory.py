@@ -51,7 +51,7 @@ class Marks:
             rows, cols = np.nonzero(tile[0] == 255)
             centre = np.stack([cols, rows, cols, rows], 1) + 0.5
             size = np.array(tile.shape[-1:0:-1] * 2)
-            boxes = np.clip(centre + [-6, -6, 6, 6], 0, size)
+            boxes = np.clip(centre + np.array([-6, -6, 6, 6]), 0, size)
             n = len(boxes)
             found.append(
                 Instances(
@@ -168,17 +168,21 @@ def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
         "",
         f"Made by `python benchmarks/scale_memory.py`. {machine()}.",
         "",
-        f"In every {EVERY_PX:,} px of a sparse GeoTIFF one block of {BLOCK_PX:,} px is filled. "
-        "'marks' is a detector that costs nearly nothing, on painted blocks, so that all that is "
-        "not the network stands out; 'buildings' is the shipped model on a rendered town. One "
-        "process does all: plan, read, detect, trace, join, GeoPackage, counts in cells of 400 m, "
-        "report.",
+        (
+            f"In every {EVERY_PX:,} px of a sparse GeoTIFF one block of {BLOCK_PX:,} px is filled. "
+            "'marks' is a detector that costs nearly nothing, on painted blocks, so that all that is "
+            "not the network stands out; 'buildings' is the shipped model on a rendered town. One "
+            "process does all: plan, read, detect, trace, join, GeoPackage, counts in cells of 400 m, "
+            "report."
+        ),
         "",
         table(head, rows),
         "",
-        f"From {first['gigapixels']} to {second['gigapixels']} gigapixels the CPU time of a tile "
-        f"changes by {100 * (growth - 1):+.0f} %. The largest process took "
-        f"{max(run['peak_mb'] for run in runs):,.0f} MB; the limit is {LIMIT_MB:,} MB.",
+        (
+            f"From {first['gigapixels']} to {second['gigapixels']} gigapixels the CPU time of a tile "
+            f"changes by {100 * (growth - 1):+.0f} %. The largest process took "
+            f"{max(run['peak_mb'] for run in runs):,.0f} MB; the limit is {LIMIT_MB:,} MB."
+        ),
     ]
     if skipped:
         lines.append("\nThe 10 gigapixels were left out (`--quick`).")

@@ -108,6 +108,10 @@ class DetectSettings:
     """Objects that a cell of the grid may hold before it is cut into four."""
     report: bool = True
     """Write report.html into the run directory at the end."""
+    precision: str = "auto"
+    """'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'."""
+    skip_empty: bool = False
+    """Leave out tiles in which a look at 4 times coarser pixels finds nothing."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -132,6 +136,12 @@ class DetectSettings:
             raise ConfigError(f"--gsd is {self.gsd}; expected 0.001 to 1000 metres per pixel")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(
+                f"--precision is '{self.precision}'; expected auto, bfloat16 or float32"
+            )
+        if self.skip_empty and self.detector is not None:
+            raise ConfigError("--skip-empty looks with geoseg's own models; leave it out")
         self._check_driver()
         self._check_counting()
         self._check_outputs()

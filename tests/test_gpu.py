@@ -222,7 +222,9 @@ def test_bfloat16_finds_nearly_the_same():
     pairs = [matched(a, b, 0.7) for a, b in zip(one, two, strict=True)]
     count = sum(map(len, pairs))
     assert count >= 0.9 * max(sum(map(len, one)), sum(map(len, two))) > 30
-    off = np.concatenate([a.scores[p[:, 0]] - b.scores[p[:, 1]] for a, b, p in zip(one, two, pairs, strict=True)])
+    off = np.concatenate(
+        [a.scores[p[:, 0]] - b.scores[p[:, 1]] for a, b, p in zip(one, two, pairs, strict=True)]
+    )
     assert 0 < np.abs(off).mean() < 0.02
 
 

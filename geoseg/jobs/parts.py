@@ -68,6 +68,8 @@ class PartSummary:
     """How tiles agreed where two of them looked, of what is settled here."""
     tiles_failed: tuple[tuple[int, int, str], ...] = ()
     """(row, col, why) of tiles that were left out, one by one; the others are kept."""
+    tiles_skipped: int = 0
+    """Tiles with pixels that a look at coarser ones found empty (``--skip-empty``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -131,8 +131,15 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
              None if i.aoi is None else _sha256(i.aoi.wkb))
             for i in images
         ],
+        *_unusual(settings),
     )  # fmt: skip
     return RunPlan(settings, images, spec, about["classes"], crs, regions, key, about["manifest"])
+
+
+def _unusual(settings: DetectSettings) -> list[Any]:
+    """Return settings that change what is found, where they are not the defaults."""
+    found: list[Any] = [] if settings.precision == "auto" else [settings.precision]
+    return [*found, "skip_empty"] if settings.skip_empty else found
 
 
 def _check_paths(settings: DetectSettings) -> None:
@@ -226,6 +233,7 @@ def _detector_spec(
         device=settings.device,
         min_score=about["min_score"] if settings.min_score is None else settings.min_score,
         threads=1,
+        precision=settings.precision,
     )
 
 

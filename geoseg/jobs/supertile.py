@@ -30,6 +30,7 @@ from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.device import leave_if_lost
 from geoseg.jobs.memory import keep_freed_memory, peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
+from geoseg.jobs.skip import promising
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch_counted
 from geoseg.objects.vectorize import vectorize
@@ -59,6 +60,8 @@ class DetectorSpec:
     """Detections below are left out."""
     threads: int
     """CPU threads of the process; 0: as the worker's owner set it."""
+    precision: str = "auto"
+    """'auto', 'bfloat16' or 'float32'."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -79,7 +82,12 @@ def _load(spec: DetectorSpec) -> Detector:
     from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
 
-    return load_model(model_here(str(spec.model)), device=spec.device, min_score=spec.min_score)
+    return load_model(
+        model_here(str(spec.model)),
+        device=spec.device,
+        min_score=spec.min_score,
+        precision=spec.precision,
+    )
 
 
 def forget_detectors() -> None:
@@ -104,6 +112,8 @@ class SupertileTask:
     """Let detections of different classes be one object."""
     path: Path
     """Where the part goes."""
+    skip_empty: bool = False
+    """Leave out tiles in which a look at coarser pixels finds nothing."""
 
 
 def run_supertile(task: SupertileTask) -> PartSummary:
@@ -124,11 +134,16 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         with timed(clock, "read"):
             image = read_supertile(task.info, task.grid, supertile, task.bands)
             seen.imaged = imaged_area(image.valid, supertile.core, supertile.window).wkt
-        batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
-        del image
-        look(
-            task, [(t, batch.pixels[i], batch.valid[i]) for i, t in enumerate(wanted)], seen, clock
-        )
+        worth = wanted
+        if task.skip_empty:
+            detector = _on_network(clock, "load", task.detector.load)
+            glance = partial(promising, detector, image, wanted)
+            worth, seen.n_skipped = _on_network(clock, "glance", glance)
+        if worth:
+            batch = cut_tiles(image.pixels, image.valid, supertile, worth)
+            del image
+            shown = [(t, batch.pixels[i], batch.valid[i]) for i, t in enumerate(worth)]
+            look(task, shown, seen, clock)
     return publish_part(task, seen, len(wanted), clock)
 
 
@@ -187,6 +202,7 @@ def publish_part(
         reason=_reason(lost, n_tiles),
         seams=seams,
         tiles_failed=tuple(lost),
+        tiles_skipped=seen.n_skipped,
     )
     if summary.status != "failed":
         write_part(task.path, Part(summary, objects, waiting, tiles))
@@ -197,7 +213,9 @@ def _status(n_wanted: int, seen: Seen, n_fragments: int, some_lost: bool) -> str
     if n_wanted == 0:
         return "outside"
     if seen.n_run == 0:
-        return "failed" if some_lost else "nodata"
+        if some_lost:
+            return "failed"
+        return "empty" if seen.n_skipped else "nodata"
     return "done" if n_fragments else "empty"
 
 
@@ -223,6 +241,8 @@ class Seen:
     """Tiles that the detector saw."""
     imaged: str = ""
     """WKT of the valid area inside the core, grid px."""
+    n_skipped: int = 0
+    """Tiles with pixels that a look at coarser ones found empty."""
 
 
 def look(

@@ -15,7 +15,7 @@ class _Ledger(TorchDispatchMode):
     """Adds up the storages that operations make, until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is not annotated
         self.now = self.peak = 0
         self._known: set[int] = set()
 

@@ -165,6 +165,8 @@ class FixedShapes:
         self._seen: dict[tuple[Any, ...], int] = {}
         self._turn = 0
         self._sized = options.batch is not None
+        self._cut: Any = None
+        self._min_score: float | None = None
         self._upload = torch.cuda.Stream() if self.cuda else None
         self._download = torch.cuda.Stream() if self.cuda else None
 
@@ -189,6 +191,15 @@ class FixedShapes:
             finished.append(self._finish(launched.popleft()))
         while finished:
             found += self._collect(finished.popleft())
+
+    def boxes_of(self, tiles: npt.NDArray[Any], min_score: float) -> Tensor:
+        """Return the boxes (n, 4) of one tile (1, C, H, W) with at least a score; no masks."""
+        if tiles.dtype not in _PLAIN:
+            tiles = tiles.astype(np.float32)
+        raw = torch.from_numpy(np.ascontiguousarray(tiles).reshape(-1).view(np.uint8))
+        self._min_score = min_score
+        _, found, _ = self._first(raw.to(self.device), tiles.shape, tiles.dtype)
+        return found.boxes[0, : int(found.counts[0])]
 
     def choose_batch(self, height: int, width: int) -> None:
         """Set the detector's batch by the memory that is free for tiles of a size."""
@@ -220,7 +231,7 @@ class FixedShapes:
         for n in _COUNTED:
             pixels = torch.empty((n, len(self.detector.bands), height, width), device="meta")
 
-            def work(pixels: Tensor = pixels, n: int = n) -> Any:
+            def work(pixels: Tensor = pixels) -> Any:
                 scaled = self._padded(pixels.to(dtype))
                 atlas, found = self._network(model, scaled, (height, width), outputs)
                 masks = masks_fixed(model.roi_heads, atlas, found, outputs, 0, MASK_CHUNK, cells)
@@ -232,7 +243,7 @@ class FixedShapes:
         return max(peaks[0] - _COUNTED[0] * each, 0.0), each
 
     def _atlas_bytes(self, n: int, height: int, width: int) -> float:
-        channels = self.detector.model.backbone.out_channels
+        channels = float(self.detector.model.backbone.out_channels)
         return 4.0 * n * channels * (height / 4 + 4) * (width / 4 + width / 8 + 8)
 
     @property
@@ -259,9 +270,8 @@ class FixedShapes:
         self._seen[shape] = self._seen.get(shape, 0) + 1
         if slot.graph is None and self.graphs and self._seen[shape] > GRAPH_AFTER:
             self._record(slot, shape, tiles.dtype)
-        if slot.graph:
+        if slot.graph is not None and slot.results is not None:
             slot.graph.replay()
-            assert slot.results is not None
             atlas, found, numbers = slot.results
         else:
             atlas, found, numbers = self._first(slot.device, shape, tiles.dtype)
@@ -284,13 +294,11 @@ class FixedShapes:
         room: npt.NDArray[Any] = slot.host.numpy().view(tiles.dtype).reshape(shape)
         room[: len(tiles)] = tiles
         room[len(tiles) :] = 0
-        if self._upload is None:
+        if self._upload is None or slot.used is None or slot.uploaded is None:
             slot.device.copy_(slot.host)
             return slot
         with torch.cuda.stream(self._upload):
             # what the network made of the former pixels must be done
-            assert slot.used is not None
-            assert slot.uploaded is not None
             self._upload.wait_event(slot.used)
             slot.device.copy_(slot.host, non_blocking=True)
             slot.uploaded.record()
@@ -340,7 +348,8 @@ class FixedShapes:
         """Run everything up to the detections of normalized, padded pixels."""
         from geoseg.models.inference import _SURE_LOGIT
 
-        card, min_score = self.detector.card, self.detector.min_score
+        card = self.detector.card
+        min_score = self.detector.min_score if self._min_score is None else self._min_score
         features = model.backbone(pixels)
         maps = list(features.values())
         logits, deltas = model.rpn.head(maps)
@@ -422,7 +431,7 @@ class FixedShapes:
             )
 
     def _to_host(self, table: Tensor, stream: Any) -> tuple[Tensor, Any]:
-        """Queue the copy of a table to pinned memory; return it and the event that ends the copy."""
+        """Queue the copy of a table to pinned memory; return both it and the event of its end."""
         if not self.cuda:
             return table, None
         room = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
@@ -464,7 +473,8 @@ class FixedShapes:
         boxes = np.ascontiguousarray(table[:, :16]).view(np.float32).reshape(-1, 4)
         scores = np.ascontiguousarray(table[:, 16:20]).view(np.float32).reshape(-1)
         labels = np.ascontiguousarray(table[:, 20:24]).view(np.int32).reshape(-1)
-        half = np.ascontiguousarray(table[:, 24:]).view(np.float16).reshape(len(table), cells, cells)
+        half = np.ascontiguousarray(table[:, 24:]).view(np.float16)
+        half = half.reshape(len(table), cells, cells)
         return partial(self._instances, boxes, scores, labels, half)
 
     def _instances(

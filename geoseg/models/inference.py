@@ -37,6 +37,7 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 
 from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
+from geoseg.models.glance import Glance
 from geoseg.models.gpu import CALL_BATCHES, FixedShapes, GpuOptions
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.models.roialign import PyramidRoIAlign
@@ -114,6 +115,8 @@ class MaskRCNNDetector:
     fixed : GpuOptions, optional
         Run in fixed shapes (`geoseg.models.gpu`), on whichever device; not given: on a GPU with
         the options' defaults, unless exact. It excludes `exact`.
+    precision : str
+        'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class MaskRCNNDetector:
         fingerprint: str = "",
         exact: bool | None = None,
         fixed: GpuOptions | None = None,
+        precision: str = "auto",
     ) -> None:
         self.card = card
         self.classes = card.classes
@@ -138,6 +142,8 @@ class MaskRCNNDetector:
         self.fingerprint = fingerprint
         self.device = choose_device(device)
         on_cpu = self.device.type == "cpu"
+        if precision == "bfloat16" and on_cpu:
+            raise ModelError("precision bfloat16 is for GPUs; leave it out on a CPU")
         self.batch = batch or (fixed and fixed.batch) or (1 if on_cpu else 8)
         self.model = model.eval().requires_grad_(False)
         family = card.architecture.get("family")
@@ -158,8 +164,12 @@ class MaskRCNNDetector:
         self._mean = torch.tensor(card.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(card.std, device=self.device)[:, None, None]
         if fixed is None and not on_cpu and not self.exact:
-            fixed = GpuOptions(batch=batch)
+            fixed = GpuOptions("bfloat16" if precision == "auto" else precision, batch=batch)
         self._fixed = None if fixed is None else FixedShapes(self, fixed)
+
+    def make_glance(self) -> Glance:
+        """Return what takes a first look at coarser pixels; see `geoseg.jobs.skip`."""
+        return Glance(self)
 
     @property
     def tiles_a_call(self) -> int:
@@ -415,6 +425,7 @@ def make_detector(
     device: str = "auto",
     min_score: float | None = None,
     exact: bool | None = None,
+    precision: str = "auto",
     **limits: float | None,
 ) -> MaskRCNNDetector:
     """Build the network of a card, put weights into it, and wrap it as a detector.
@@ -432,6 +443,7 @@ def make_detector(
     min_score : float, optional
         Score threshold in [0, 1]; the card's where not given.
     exact : bool, optional
+    precision : str
         See `MaskRCNNDetector`.
     **limits
         ``max_detections``, ``proposals`` or ``nms_iou`` instead of the card's; None: the card's.
@@ -454,4 +466,5 @@ def make_detector(
         min_score=min_score,
         fingerprint=" ".join(identity),
         exact=exact,
+        precision=precision,
     )
