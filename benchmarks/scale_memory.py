@@ -87,13 +87,14 @@ def town_block(folder: Path) -> np.ndarray:
 
 def write_sparse(path: Path, side: int, block: np.ndarray) -> None:
     """Write a raster in which all but a block in every `EVERY_PX` is absent."""
+    every = EVERY_PX if side < SIDES_PX[-1] else 3 * EVERY_PX
     with rasterio.open(
         path, "w", driver="GTiff", count=3, height=side, width=side, dtype="uint8", nodata=0,
         crs="EPSG:32645", transform=from_origin(330_000, 3_070_000, GSD_M, GSD_M), tiled=True,
         blockxsize=512, blockysize=512, compress="deflate", sparse_ok=True, bigtiff="yes",
     ) as dst:  # fmt: skip
-        for row in range(1024, side - BLOCK_PX, EVERY_PX):
-            for col in range(1024, side - BLOCK_PX, EVERY_PX):
+        for row in range(1024, side - BLOCK_PX, every):
+            for col in range(1024, side - BLOCK_PX, every):
                 dst.write(block, window=Window(col, row, BLOCK_PX, BLOCK_PX))
 
 
@@ -112,11 +113,14 @@ def run_one(image: str, output: str, detector_name: str | None) -> dict[str, Any
         overwrite=True,
     )
     begun, cpu = time.perf_counter(), time.process_time()
-    result = run_detect(settings)
+    # when the first supertile begins and the last one ends: libraries are loaded by then
+    marks: list[float] = []
+    result = run_detect(settings, progress=lambda *_: marks.append(time.process_time()))
     run = json.loads((Path(str(result.run_dir)) / "run.json").read_text())
     return {
         "seconds": round(time.perf_counter() - begun, 2),
         "cpu_s": round(time.process_time() - cpu, 2),
+        "supertiles_cpu_s": round(marks[-1] - marks[0], 2),
         "supertiles": sum(result.supertiles.values()),
         "tiles_run": int(result.coverage["tiles_run"].sum()),
         "tiles": int(result.coverage["tiles"].sum()),
@@ -144,7 +148,8 @@ def run_apart(folder: Path, side: int, name: str, block: np.ndarray) -> dict[str
 def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
     marks = [run for run in runs if run["detector"] == "marks"]
     first, second = marks[0], marks[1]
-    growth = (second["cpu_s"] / second["tiles_run"]) / (first["cpu_s"] / first["tiles_run"])
+    growth = second["supertiles_cpu_s"] / first["supertiles_cpu_s"]
+    tiles = second["tiles_run"] / first["tiles_run"]
     rows = [
         (
             run["detector"],
@@ -154,14 +159,15 @@ def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
             f"{run['objects']:,}",
             f"{run['peak_mb']:,.0f}",
             f"{run['cpu_s']:.1f}",
-            f"{1000 * run['cpu_s'] / run['tiles_run']:.1f}",
+            f"{1000 * run['supertiles_cpu_s'] / run['tiles_run']:.1f}",
             f"{run['seconds']:.1f}",
         )
         for run in runs
     ]
     head = (
         "detector", "gigapixels", "supertiles", "tiles run", "objects", "largest process, MB",
-        "CPU, s", "CPU a tile run, ms", "wall, s",
+        "CPU, s", "supertiles' CPU a tile run, ms",
+        "wall, s",
     )  # fmt: skip
     lines = [
         "# Memory and time against the raster's size",
@@ -169,18 +175,19 @@ def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
         f"Made by `python benchmarks/scale_memory.py`. {machine()}.",
         "",
         (
-            f"In every {EVERY_PX:,} px of a sparse GeoTIFF one block of {BLOCK_PX:,} px is filled. "
-            "'marks' is a detector that costs nearly nothing, on painted blocks, so that all that is "
-            "not the network stands out; 'buildings' is the shipped model on a rendered town. One "
-            "process does all: plan, read, detect, trace, join, GeoPackage, counts in cells of 400 m, "
-            "report."
+            f"Sparse GeoTIFFs: in every {EVERY_PX:,} px a block of {BLOCK_PX:,} px is filled (in "
+            f"the largest in every {3 * EVERY_PX:,}), the rest is nodata. 'marks' is a detector "
+            "that costs nearly nothing, so that all that is not the network stands out; "
+            "'buildings' is the shipped model on a rendered town. One process does all: plan, "
+            "read, detect, trace, join, GeoPackage, counts in cells of 400 m, report."
         ),
         "",
         table(head, rows),
         "",
         (
-            f"From {first['gigapixels']} to {second['gigapixels']} gigapixels the CPU time of a tile "
-            f"changes by {100 * (growth - 1):+.0f} %. The largest process took "
+            f"From {first['gigapixels']} to {second['gigapixels']} gigapixels, the supertiles' CPU "
+            f"time grows by {growth:.2f} where tiles grow by {tiles:.2f}: "
+            f"{100 * (growth / tiles - 1):+.0f} % a tile. The largest process took "
             f"{max(run['peak_mb'] for run in runs):,.0f} MB; the limit is {LIMIT_MB:,} MB."
         ),
     ]
