@@ -121,6 +121,10 @@ class DetectSettings:
     """Open ``.vrt`` files that are plain mosaics of rasters beside or below them."""
     src_crs: str | None = None
     """CRS of images that have none."""
+    precision: str = "auto"
+    """'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'."""
+    skip_empty: bool = False
+    """Leave out tiles in which a look at 4 times coarser pixels finds nothing."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -146,6 +150,12 @@ class DetectSettings:
         parse_scale(self.scale)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(
+                f"--precision is '{self.precision}'; expected auto, bfloat16 or float32"
+            )
+        if self.skip_empty and self.detector is not None:
+            raise ConfigError("--skip-empty looks with geoseg's own models; leave it out")
         self._check_driver()
         self._check_counting()
         self._check_outputs()

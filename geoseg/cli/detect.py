@@ -117,6 +117,18 @@ def _once(
 @click.option("--force", is_flag=True, help="Run although the imagery cannot suit the model.")
 @click.option("--workers", "-j", type=int, help="Processes.  [default: one per physical core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    help="Of the network; auto: bfloat16 on a GPU, float32 on a CPU.",
+)
+@click.option(
+    "--skip-empty",
+    is_flag=True,
+    help="Leave out tiles where a look at 4 times coarser pixels finds nothing: faster over empty "
+    "land, and some objects are missed.",
+)
 @click.option("--supertile-size", type=int, help="Side of what one task reads, px.")
 @click.option(
     "--run-dir",

@@ -169,6 +169,7 @@ def coverage_table(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoDa
                 "tiles_run": s.tiles_run,
                 "tiles_failed": len(s.tiles_failed),
                 "tiles_saturated": len(s.saturated),
+                "tiles_skipped": s.tiles_skipped,
                 "quarters_capped": s.capped,
                 "seconds": round(sum(s.seconds.values()), 2),
             }

@@ -157,6 +157,7 @@ class SupertileRun:
                 detector=detector,
                 aoi_wkb=_aoi_near(image, image.tiles.supertile(*index)),
                 class_agnostic=self.plan.settings.class_agnostic,
+                skip_empty=self.plan.settings.skip_empty,
                 path=self.run_dir.part(part_key(self.plan, number, index)).absolute(),
                 scaling=image.scaling,
             )

@@ -51,6 +51,11 @@ def plain_settings(settings: DetectSettings) -> dict[str, Any]:
 def run_notes(plan: RunPlan, summaries: Sequence[PartSummary]) -> tuple[str, ...]:
     """Return what the user should know about a run."""
     notes = []
+    if skipped := sum(s.tiles_skipped for s in summaries):
+        notes.append(
+            f"{skipped} tile(s) were left out because a look at coarser pixels found nothing in "
+            "them (--skip-empty); some objects may be missing there"
+        )
     if saturated := sum(len(s.saturated) for s in summaries):
         notes.append(f"{saturated} tile(s) reached the detector's cap and were run in quarters")
     if capped := sum(s.capped for s in summaries):
@@ -134,6 +139,7 @@ def about_supertiles(plan: RunPlan, summaries: Sequence[PartSummary]) -> dict[st
             for s in summaries
             for row, col, reason in s.tiles_failed
         ],
+        "skipped_tiles": sum(s.tiles_skipped for s in summaries),
         "saturated_tiles": sum(len(s.saturated) for s in summaries),
         "saturated_places": _saturated_places(plan, summaries),
     }

@@ -72,6 +72,8 @@ class PartSummary:
     """Best score below the threshold; 0: none, or the detector does not tell."""
     n_below: int = 0
     """Boxes with a score below the threshold, from `geoseg.records.WORTH_TELLING` on."""
+    tiles_skipped: int = 0
+    """Tiles with pixels that a look at coarser ones found empty (``--skip-empty``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -187,6 +187,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
              *(() if i.scaling is None else (i.scaling.to_dict(),)))
             for i in images
         ],
+        *_unusual(settings),
     )  # fmt: skip
     return RunPlan(
         settings,
@@ -200,6 +201,12 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         notes,
         expected,
     )
+
+
+def _unusual(settings: DetectSettings) -> list[Any]:
+    """Return settings that change what is found, where they are not the defaults."""
+    found: list[Any] = [] if settings.precision == "auto" else [settings.precision]
+    return [*found, "skip_empty"] if settings.skip_empty else found
 
 
 def _check_paths(settings: DetectSettings) -> None:
@@ -326,6 +333,7 @@ def _detector_spec(
         device=settings.device,
         min_score=about["min_score"] if settings.min_score is None else settings.min_score,
         threads=1,
+        precision=settings.precision,
     )
 
 

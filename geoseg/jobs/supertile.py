@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from geoseg.jobs.device import leave_if_lost
 from geoseg.jobs.guard import shown, undisturbed
 from geoseg.jobs.memory import keep_freed_memory, peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
+from geoseg.jobs.skip import promising
 from geoseg.models.detector import Detector, load_detector
 from geoseg.objects.stitch import split_settled, stitch_counted
 from geoseg.objects.vectorize import vectorize
@@ -63,6 +64,8 @@ class DetectorSpec:
     """Detections below are left out."""
     threads: int
     """CPU threads of the process; 0: as the worker's owner set it."""
+    precision: str = "auto"
+    """'auto', 'bfloat16' or 'float32'."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -84,7 +87,12 @@ def _load(spec: DetectorSpec) -> Detector:
     from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
 
-    return load_model(model_here(str(spec.model)), device=spec.device, min_score=spec.min_score)
+    return load_model(
+        model_here(str(spec.model)),
+        device=spec.device,
+        min_score=spec.min_score,
+        precision=spec.precision,
+    )
 
 
 def forget_detectors() -> None:
@@ -111,6 +119,8 @@ class SupertileTask:
     """Where the part goes."""
     scaling: Scaling | None = None
     """How the pixels are scaled for the detector; None: as they are."""
+    skip_empty: bool = False
+    """Leave out tiles in which a look at coarser pixels finds nothing."""
 
 
 def run_supertile(task: SupertileTask) -> PartSummary:
@@ -131,11 +141,20 @@ def run_supertile(task: SupertileTask) -> PartSummary:
         with timed(clock, "read"):
             image = read_supertile(task.info, task.grid, supertile, task.bands)
             seen.imaged = imaged_area(image.valid, supertile.core, supertile.window).wkt
-        batch = cut_tiles(image.pixels, image.valid, supertile, wanted)
-        del image
-        look(
-            task, [(t, batch.pixels[i], batch.valid[i]) for i, t in enumerate(wanted)], seen, clock
-        )
+        worth = wanted
+        if task.skip_empty:
+            detector = _on_network(clock, "load", task.detector.load)
+            as_taken = image
+            if task.scaling is not None:
+                pixels = task.scaling.apply(image.pixels, image.valid)
+                as_taken = replace(image, pixels=pixels)
+            glance = partial(promising, detector, as_taken, wanted)
+            worth, seen.n_skipped = _on_network(clock, "glance", glance)
+        if worth:
+            batch = cut_tiles(image.pixels, image.valid, supertile, worth)
+            del image
+            shown = [(t, batch.pixels[i], batch.valid[i]) for i, t in enumerate(worth)]
+            look(task, shown, seen, clock)
     return publish_part(task, seen, len(wanted), clock)
 
 
@@ -196,6 +215,7 @@ def publish_part(
         reason=_reason(lost, n_tiles),
         seams=seams,
         tiles_failed=tuple(lost),
+        tiles_skipped=seen.n_skipped,
     )
     if summary.status != "failed":
         write_part(task.path, Part(summary, objects, waiting, tiles))
@@ -206,7 +226,9 @@ def _status(n_wanted: int, seen: Seen, n_fragments: int, some_lost: bool) -> str
     if n_wanted == 0:
         return "outside"
     if seen.n_run == 0:
-        return "failed" if some_lost else "nodata"
+        if some_lost:
+            return "failed"
+        return "empty" if seen.n_skipped else "nodata"
     return "done" if n_fragments else "empty"
 
 
@@ -236,6 +258,8 @@ class Seen:
     """Best score below the threshold; 0: none."""
     n_below: int = 0
     """Boxes with a score below the threshold that the detector still told of."""
+    n_skipped: int = 0
+    """Tiles with pixels that a look at coarser ones found empty."""
 
     def note_below(self, instances: Instances, min_score: float) -> None:
         """Remember the scores that were not enough: they explain why nothing was found."""
@@ -261,8 +285,8 @@ def look(
     if not shown:
         return
     detector = _on_network(clock, "load", task.detector.load)
-    # as many tiles at once as the detector's own batch, so that memory stays flat
-    step = int(getattr(detector, "batch", 4))
+    # as many tiles at once as the detector wants, so that memory stays flat
+    step = int(getattr(detector, "tiles_a_call", getattr(detector, "batch", 4)))
     queue = deque(shown)
     while queue:
         batch = [queue.popleft()]
@@ -378,7 +402,8 @@ def _own(found: Any, n_classes: int, shape: tuple[int, int]) -> Instances:
             f"a mask has more than {most} cells a side, more than its tile; give a mask on the "
             "grid of its box"
         )
-    return Instances(
+    return replace(
+        found,
         boxes=found.boxes.astype(np.float32),
         scores=found.scores.astype(np.float32),
         labels=found.labels.astype(np.int64),

@@ -37,6 +37,8 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 
 from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
+from geoseg.models.glance import Glance
+from geoseg.models.gpu import CALL_BATCHES, FixedShapes, GpuOptions
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.models.roialign import PyramidRoIAlign
 from geoseg.records import WORTH_TELLING, Instances
@@ -109,7 +111,12 @@ class MaskRCNNDetector:
         Identifies the weights.
     exact : bool, optional
         Compute as torchvision does, to the last bits; otherwise faster. Not given: exact for
-        family 'resnet_fpn'.
+        family 'resnet_fpn' on a CPU.
+    fixed : GpuOptions, optional
+        Run in fixed shapes (`geoseg.models.gpu`), on whichever device; not given: on a GPU with
+        the options' defaults, unless exact. It excludes `exact`.
+    precision : str
+        'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'.
     """
 
     def __init__(
@@ -122,6 +129,8 @@ class MaskRCNNDetector:
         batch: int | None = None,
         fingerprint: str = "",
         exact: bool | None = None,
+        fixed: GpuOptions | None = None,
+        precision: str = "auto",
     ) -> None:
         self.card = card
         self.classes = card.classes
@@ -133,10 +142,16 @@ class MaskRCNNDetector:
         self.min_score = card.min_score if min_score is None else min_score
         self.fingerprint = fingerprint
         self.device = choose_device(device)
-        self.batch = batch or (1 if self.device.type == "cpu" else 8)
+        on_cpu = self.device.type == "cpu"
+        if precision == "bfloat16" and on_cpu:
+            raise ModelError("precision bfloat16 is for GPUs; leave it out on a CPU")
+        self.batch = batch or (fixed and fixed.batch) or (1 if on_cpu else 8)
         self.model = model.eval().requires_grad_(False)
         family = card.architecture.get("family")
-        self.exact = family == "resnet_fpn" if exact is None else exact
+        plain_resnet = family == "resnet_fpn" and on_cpu and fixed is None
+        self.exact = plain_resnet if exact is None else exact
+        if fixed is not None and self.exact:
+            raise ModelError("fixed shapes are not torchvision's to the last bits; leave exact out")
         if self.exact:
             _pool_as_torchvision(self.model)
         else:
@@ -149,6 +164,18 @@ class MaskRCNNDetector:
         self._outputs = torch.tensor(list(outputs), device=self.device)
         self._mean = torch.tensor(card.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(card.std, device=self.device)[:, None, None]
+        if fixed is None and not on_cpu and not self.exact:
+            fixed = GpuOptions("bfloat16" if precision == "auto" else precision, batch=batch)
+        self._fixed = None if fixed is None else FixedShapes(self, fixed)
+
+    def make_glance(self) -> Glance:
+        """Return what takes a first look at coarser pixels; see `geoseg.jobs.skip`."""
+        return Glance(self)
+
+    @property
+    def tiles_a_call(self) -> int:
+        """Tiles that a caller should hand over at once; memory is bounded by `batch`."""
+        return self.batch if self._fixed is None else CALL_BATCHES * self.batch
 
     @torch.inference_mode()
     def __call__(self, tiles: npt.NDArray[Any]) -> list[Instances]:
@@ -175,7 +202,10 @@ class MaskRCNNDetector:
             batch = tiles[len(found) : len(found) + self.batch]
             no_room = ""
             try:
-                found += self._forward(batch)
+                if self._fixed is None:
+                    found += self._forward(batch)
+                else:
+                    self._fixed(tiles[len(found) :], found)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -187,6 +217,8 @@ class MaskRCNNDetector:
 
     def _take_fewer(self, batch: npt.NDArray[Any], no_room: str) -> None:
         """Halve the batch after the GPU had no room for this one."""
+        if self._fixed is not None:
+            self._fixed.forget()
         torch.cuda.empty_cache()
         height, width = batch.shape[2:]
         if len(batch) == 1:
@@ -406,6 +438,7 @@ def make_detector(
     device: str = "auto",
     min_score: float | None = None,
     exact: bool | None = None,
+    precision: str = "auto",
     **limits: float | None,
 ) -> MaskRCNNDetector:
     """Build the network of a card, put weights into it, and wrap it as a detector.
@@ -423,6 +456,7 @@ def make_detector(
     min_score : float, optional
         Score threshold in [0, 1]; the card's where not given.
     exact : bool, optional
+    precision : str
         See `MaskRCNNDetector`.
     **limits
         ``max_detections``, ``proposals`` or ``nms_iou`` instead of the card's; None: the card's.
@@ -445,4 +479,5 @@ def make_detector(
         min_score=min_score,
         fingerprint=" ".join(identity),
         exact=exact,
+        precision=precision,
     )

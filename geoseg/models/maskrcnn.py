@@ -276,8 +276,9 @@ class PyramidBackbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map (N, 3, H, W) normalized pixels to feature maps '0'..'3' and 'pool'."""
         # a CPU's bfloat16 depthwise convolutions are several times slower than its float32 ones
-        mixed = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=mixed):
+        on_gpu = x.device.type == "cuda"
+        mixed = on_gpu and torch.is_autocast_enabled("cuda")
+        with torch.autocast("cuda" if on_gpu else "cpu", dtype=torch.bfloat16, enabled=mixed):
             maps = self.body(x)
         levels: dict[str, Tensor] = self.fpn(OrderedDict(zip(LEVELS, maps, strict=True)))
         return levels

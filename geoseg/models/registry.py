@@ -108,6 +108,7 @@ def load_model(
     proposals: int | None = None,
     nms_iou: float | None = None,
     exact: bool | None = None,
+    precision: str = "auto",
 ) -> MaskRCNNDetector:
     """Load a model as a detector.
 
@@ -134,7 +135,9 @@ def load_model(
         Box IoU above which the lower-scored of two detections is dropped; the card's.
     exact : bool, optional
         True: torchvision's numbers to the last bits; False: a quarter faster on a CPU, rounded
-        otherwise. Not given: exact for torchvision's and Detectron2's networks.
+        otherwise. Not given: exact for torchvision's and Detectron2's networks on a CPU.
+    precision : str
+        'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'.
 
     Returns
     -------
@@ -162,6 +165,7 @@ def load_model(
             proposals=proposals,
             nms_iou=nms_iou,
             exact=exact,
+            precision=precision,
         )
     if weights is not None:
         if split_name(name_or_path)[0] is None:
@@ -181,4 +185,5 @@ def load_model(
         proposals=proposals,
         nms_iou=nms_iou,
         exact=exact,
+        precision=precision,
     )

@@ -257,8 +257,10 @@ def _clip_to_data(polygons: GeometryArray, valid: BoolArray, tile: Tile) -> Geom
     bounds = np.nan_to_num(shapely.bounds(polygons)) - np.tile(offset, 2)
     low = np.clip(np.floor(bounds[:, :2]).astype(int), 0, valid.shape[::-1])
     high = np.clip(np.ceil(bounds[:, 2:]).astype(int), 0, valid.shape[::-1])
-    table = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int64)
-    table[1:, 1:] = (~valid).cumsum(axis=0).cumsum(axis=1)
+    # a tile has less than 2^31 px; sums in place take half the time
+    table = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int32)
+    np.cumsum(~valid, axis=1, dtype=np.int32, out=table[1:, 1:])
+    np.cumsum(table, axis=0, out=table)
     (x0, y0), (x1, y1) = low.T, high.T
     touched = np.flatnonzero(table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0)
     for row in touched:

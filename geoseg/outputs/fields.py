@@ -64,6 +64,8 @@ _COVERAGE = (
     Field("tiles_failed", "Tiles failed", "Tiles that were left out."),
     Field("tiles_saturated", "Tiles saturated", "Tiles that reached the detector's cap and were "
           "run in quarters."),
+    Field("tiles_skipped", "Tiles skipped", "Tiles that a look at coarser pixels found empty "
+          "(--skip-empty)."),
     Field("quarters_capped", "Quarters capped", "Quarters that reached the cap even so: objects "
           "may be missing there."),
     Field("seconds", "Time", "What workers spent on it.", "s"),
