@@ -19,6 +19,8 @@ _AT_POLE = 1e-9
 
 _TORN = 0.25
 """Of its length: an edge whose middle leaves it so far runs over the end of the map."""
+_HAIR = 3e-12
+"""Share of a turn, a tenth of a millimetre: so far from the end of a map outlines end."""
 _MOST_PIECES = 4096
 _PASSES = 3
 
@@ -252,7 +254,8 @@ def difference_of_x(x: DoubleArray, crs: pyproj.CRS) -> DoubleArray:
     if not crs.is_geographic:
         return x
     turn = turn_of(crs)
-    return np.asarray((x + turn / 2) % turn - turn / 2)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x + turn / 2) % turn - turn / 2)
 
 
 def in_one_turn(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
@@ -293,8 +296,14 @@ def projected(
         return result
     down, up = way_between(source, base), way_between(base, target)
     dense, _ = _following(polygons[over], down, source, base, bend)
-    cut = cut_at_seam(_moved(dense, down), turn=turn_of(base), west=_seam_of(target, base))
-    result[over] = _moved(cut, up)
+    turn, west = turn_of(base), _seam_of(target, base)
+    cut = cut_at_seam(_moved(dense, down), turn=turn, west=west)
+    # from the very end of a map, rounding leaves no way back
+    low, high = west + _HAIR * turn, west + (1 - _HAIR) * turn
+    within = shapely.transform(
+        cut, lambda xy: np.column_stack([xy[:, 0].clip(low, high), xy[:, 1]])
+    )
+    result[over] = _moved(np.asarray(within, dtype=object), up)
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import logging
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from geoseg.models.detector import Detector
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     )
     crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
     notes = check_target([image.info for image in images], crs)
+    for note in notes:
+        log.warning("%s", note)
     if regions is not None:
         # whether it can count is known before the night
         RegionCounter(regions, crs, parent=settings.parent, id_field=settings.id_field)

@@ -11,6 +11,7 @@ import shapely
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from geoseg.errors import RegionError
+from geoseg.outputs.broken import REFUSED, read_broken
 from geoseg.outputs.publish import first_line
 
 _UNREADABLE = (DataSourceError, DataLayerError, OSError, ValueError)
@@ -91,6 +92,8 @@ def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gp
         raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
     try:
         return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
+    except REFUSED:
+        return read_broken(path, name, where, what)
     except _UNREADABLE as error:
         if where is None:
             raise
