@@ -6,6 +6,8 @@ antimeridian or hold a pole.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pyproj
 import shapely
@@ -17,10 +19,19 @@ _AT_POLE = 1e-9
 
 _TORN = 0.25
 """Of its length: an edge whose middle leaves it so far runs over the end of the map."""
+_HAIR = 3e-12
+"""Share of a turn, a tenth of a millimetre: so far from the end of a map outlines end."""
 _MOST_PIECES = 4096
 _PASSES = 3
 
 
+@lru_cache(maxsize=64)
+def way_between(source: pyproj.CRS, target: pyproj.CRS) -> pyproj.Transformer:
+    """Return the way from one CRS to another, x first; made once, which takes milliseconds."""
+    return pyproj.Transformer.from_crs(source, target, always_xy=True)
+
+
+@lru_cache(maxsize=64)
 def in_degrees(crs: pyproj.CRS) -> pyproj.CRS | None:
     """Return the geographic CRS below a CRS, of the same datum, in degrees.
 
@@ -243,7 +254,8 @@ def difference_of_x(x: DoubleArray, crs: pyproj.CRS) -> DoubleArray:
     if not crs.is_geographic:
         return x
     turn = turn_of(crs)
-    return np.asarray((x + turn / 2) % turn - turn / 2)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x + turn / 2) % turn - turn / 2)
 
 
 def in_one_turn(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
@@ -272,7 +284,9 @@ def projected(
         of a cylindrical or conic projection ends. Coordinates may be infinite where the target
         has no place.
     """
-    way = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    way = way_between(source, target)
+    if source.is_geographic:
+        polygons = _joined(polygons, turn_of(source))
     dense, over = _following(polygons, way, source, target, bend)
     result = _moved(dense, way)
     if target.is_geographic:
@@ -280,12 +294,38 @@ def projected(
     base = target.geodetic_crs
     if not over.any() or base is None:
         return result
-    down = pyproj.Transformer.from_crs(source, base, always_xy=True)
-    up = pyproj.Transformer.from_crs(base, target, always_xy=True)
+    down, up = way_between(source, base), way_between(base, target)
     dense, _ = _following(polygons[over], down, source, base, bend)
-    cut = cut_at_seam(_moved(dense, down), turn=turn_of(base), west=_seam_of(target, base))
-    result[over] = _moved(cut, up)
+    turn, west = turn_of(base), _seam_of(target, base)
+    cut = cut_at_seam(_moved(dense, down), turn=turn, west=west)
+    # from the very end of a map, rounding leaves no way back
+    low, high = west + _HAIR * turn, west + (1 - _HAIR) * turn
+    within = shapely.transform(
+        cut, lambda xy: np.column_stack([xy[:, 0].clip(low, high), xy[:, 1]])
+    )
+    result[over] = _moved(np.asarray(within, dtype=object), up)
     return result
+
+
+def _joined(lonlat: GeometryArray, turn: float) -> GeometryArray:
+    """Put together what was cut at the antimeridian: elsewhere there is no end of the map.
+
+    The halves would meet by a rounding only, and what lies on the seam might be in neither.
+    """
+    left, _, right, _ = shapely.bounds(lonlat).T
+    several = shapely.get_type_id(lonlat) == shapely.GeometryType.MULTIPOLYGON
+    out = lonlat.copy()
+    for row in np.flatnonzero(several & (left == -turn / 2) & (right == turn / 2)):
+        parts = shapely.get_parts(lonlat[row])
+        low, _, high, _ = shapely.bounds(parts).T
+        east = shapely.transform(
+            parts[low + high < 0], lambda xy: xy + np.array([turn, 0.0], dtype=np.float64)
+        )
+        whole = shapely.union_all(np.concatenate([parts[low + high >= 0], east]))
+        before, after = shapely.get_num_geometries(np.array([lonlat[row], whole]))
+        if after < before and shapely.get_type_id(whole) in (3, 6):
+            out[row] = whole
+    return out
 
 
 def _moved(polygons: GeometryArray, way: pyproj.Transformer) -> GeometryArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import logging
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from geoseg.models.detector import Detector
 
 
+log = logging.getLogger(__name__)
 _LOOKED_AT = 200
 """So many of the images that need no scale are looked at before a run, spread over all."""
 _VALUES_LOOKED_AT = 3_000_000
@@ -167,6 +169,8 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     images = _preflight(settings, images, expected)
     crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
     notes = check_target([image.info for image in images], crs)
+    for note in notes:
+        log.warning("%s", note)
     if regions is not None:
         # whether it can count is known before the night
         RegionCounter(regions, crs, parent=settings.parent, id_field=settings.id_field)

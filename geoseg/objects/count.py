@@ -28,6 +28,9 @@ from geoseg.objects.regions import (
     cut_near,
     ellipsoid_area_m2,
     ground_area_m2,
+    in_range,
+    leaping,
+    on_rounds,
     overlapping_pairs,
     polygonal,
     project,
@@ -134,7 +137,8 @@ def count(
 
         A field of the user's that has one of these names, in any case, is kept as
         ``<field>_given``. ``attrs``: rule, total, outside, by_class (total and outside of each),
-        repaired (regions made valid), empty (regions without area), overlapping (pairs of rows),
+        repaired (regions made valid), leaping (regions with an edge of more than 180 degrees),
+        empty (regions without area), overlapping (pairs of rows),
         overlap_share (of the regions' ground, in more than one), shared (objects counted in more
         than one region), duplicate_names, region_field; with ``parent`` levels (per level:
         regions, counted, above: counted only in higher levels, outside).
@@ -253,6 +257,8 @@ class RegionCounter:
         self.tree = None if parent is None else Hierarchy.from_table(fields, parent, id_field)
         self._own, self._repaired = polygonal(regions.geometry.array)
         check_places(self._own, regions.crs)
+        self._leaping = leaping(self._own, regions.crs)
+        self._own = in_range(self._own, regions.crs)
         n = len(regions)
         # the deepest regions first, so that 'the lowest row' is the deepest; otherwise as they are
         levels = np.zeros(n, np.int64) if self.tree is None else self.tree.levels
@@ -284,9 +290,9 @@ class RegionCounter:
         ConfigError
             If they lie outside ``around``, or have no score for the calibration.
         """
-        if not self.crs.equals(_crs_of(objects, "objects")):
-            objects = objects.to_crs(self.crs)
         things = polygonal(objects.geometry.array)[0]
+        if not self.crs.equals(_crs_of(objects, "objects")):
+            things = project(things, objects.crs, self.crs)
         kinds, classes = None, ()
         if "class" in objects.columns:
             kinds, names = pd.factorize(objects["class"].astype(str).to_numpy())
@@ -487,6 +493,7 @@ class RegionCounter:
             "outside": self._as_counts(total["parts"][-1:])[0].item(),
             "by_class": by_class,
             "repaired": self._repaired,
+            "leaping": self._leaping,
             "empty": int(np.count_nonzero(area_m2 == 0)),
             "overlapping": pairs,
             "overlap_share": shared_ground(self._own, self.regions.crs) if pairs else 0.0,
@@ -511,7 +518,7 @@ class RegionCounter:
         if self._lookups is None:
             source = self.regions.crs
             near = cut_near(self._own[self._order], source, self.around, self.crs)
-            areas = project(near, source, self.crs)
+            areas = on_rounds(project(near, source, self.crs), self.crs, self.around)
             whole = apart = RegionLookup(areas, self.around)
             split = self.rule == "area" or self.tree is not None
             if split and overlapping_pairs(areas):

@@ -15,7 +15,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import RegionError
-from geoseg.globe import in_degrees, projected
+from geoseg.globe import cut_at_seam, in_degrees, projected, torn, way_between
 from geoseg.records import DoubleArray, GeometryArray, IntArray
 
 CRSLike: TypeAlias = pyproj.CRS | str | int
@@ -61,16 +61,19 @@ def ellipsoid_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
     """Return the area of each polygon on the ellipsoid of its CRS, (n,) in m2."""
     source = pyproj.CRS.from_user_input(crs)
     base, geod = _earth_of(source)
+    # one by one: of several that lie apart, one across the antimeridian overlaps others in degrees
+    parts, owner = shapely.get_parts(polygons, return_index=True)
     # of a ring around more than half the earth Geod measures the other side: hence the slabs
     if source.is_geographic:
-        pieces, rows = _slabs(project(polygons, source, base, densify=False), seams=False)
+        pieces, rows = _slabs(project(parts, source, base, densify=False))
         pieces = _densify(pieces, base)
     else:
-        dense = _densify(polygons, source)
-        pieces, rows = _slabs(project(dense, source, base, densify=False), seams=True)
+        dense = _densify(parts, source)
+        lonlat = project(dense, source, base, densify=False, repair=False)
+        pieces, rows = _slabs(cut_at_seam(lonlat))
     # normalize turns shells and holes against each other, which Geod needs to subtract holes
     areas = [_one_area(geod, p) for p in shapely.normalize(pieces)]
-    return np.bincount(rows, weights=areas, minlength=len(polygons)).astype(np.float64)
+    return np.bincount(owner[rows], weights=areas, minlength=len(polygons)).astype(np.float64)
 
 
 def _one_area(geod: pyproj.Geod, polygon: BaseGeometry) -> float:
@@ -151,6 +154,53 @@ def cut_near(
     return result
 
 
+def in_range(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
+    """Return polygons of a geographic CRS within 180 degrees; those of others as they are.
+
+    An edge is what its numbers say: from 178 to 182 it crosses the antimeridian, from 178 to -178
+    it goes around the earth.
+    """
+    if not crs.is_geographic:
+        return polygons
+    return cut_at_seam(polygons, turn=_turn(crs), short_way=False)
+
+
+def leaping(polygons: GeometryArray, crs: pyproj.CRS) -> int:
+    """Count polygons with an edge of more than 180 degrees, but not around the whole earth."""
+    if not crs.is_geographic:
+        return 0
+    turn = _turn(crs)
+    far = np.flatnonzero(torn(polygons, turn))
+    left, _, right, _ = shapely.bounds(polygons[far]).T
+    return int(np.count_nonzero(right - left < turn * (1 - 1e-6)))
+
+
+def on_rounds(
+    polygons: GeometryArray, crs: pyproj.CRS, around: Sequence[float] | None
+) -> GeometryArray:
+    """Lay polygons of a geographic CRS on every round of the earth on which objects are counted.
+
+    Objects of an image across the antimeridian lie at 179.99 and at 180.01, and a region that ends
+    at -179 holds the second. What needs no other round stays the same objects.
+    """
+    if around is None or not crs.is_geographic or not len(polygons):
+        return polygons
+    turn = _turn(crs)
+    west, east = around[0], around[2]
+    left, _, right, _ = shapely.bounds(polygons).T
+    shifts = np.arange(-2, 3) * turn
+    with np.errstate(invalid="ignore"):
+        hits = (left[:, None] + shifts < east) & (right[:, None] + shifts > west)
+    result = polygons.copy()
+    for row in np.flatnonzero((hits & (shifts != 0)).any(axis=1)):
+        copies = [
+            shapely.transform(polygons[row], lambda xy, by=by: xy + np.array([by, 0.0]))
+            for by in shifts[hits[row]]
+        ]
+        result[row] = shapely.union_all(copies)
+    return result
+
+
 def project(
     polygons: GeometryArray,
     source: CRSLike,
@@ -166,7 +216,7 @@ def project(
     if densify:
         moved = projected(polygons, source, target, _bend(source))
     else:
-        transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
+        transformer = way_between(source, target)
         moved = shapely.transform(
             polygons, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
         )
@@ -233,19 +283,13 @@ def _turn(crs: pyproj.CRS) -> float:
     return float(2 * np.pi / crs.axis_info[0].unit_conversion_factor)
 
 
-def _slabs(lonlat: GeometryArray, *, seams: bool) -> tuple[GeometryArray, IntArray]:
-    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows.
-
-    With ``seams``, an edge of more than 180 degrees is a short one across the antimeridian.
-    """
+def _slabs(lonlat: GeometryArray) -> tuple[GeometryArray, IntArray]:
+    """Cut what is wider than half the earth at every 90 degrees; return parts and their rows."""
     parts, rows = shapely.get_parts(lonlat, return_index=True)
     bounds = shapely.bounds(parts)
     pieces, owners = [], []
     for part in np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 179):
         lon = shapely.get_coordinates(shapely.get_exterior_ring(parts[part]))[:, 0]
-        if seams and np.abs(np.diff(lon)).max() > 180:
-            # small, and Geod goes the short way too
-            continue
         starts = np.arange(np.floor(lon.min() / 90) * 90, lon.max(), 90)
         slabs = shapely.intersection(parts[part], shapely.box(starts, -90, starts + 90, 90))
         pieces.append(shapely.get_parts(polygonal(slabs)[0]))
@@ -320,8 +364,9 @@ def share_within(
     """
     if shapely.is_empty(area):
         return np.where(shapely.is_empty(polygons), np.nan, 0.0)
+    area = in_range(np.array([area], dtype=object), area_crs)[0]
     near = cut_near(polygons, crs, shapely.bounds(area), area_crs)
-    share = _share_here(project(near, crs, area_crs), area, area_crs)
+    share = _share_here(in_range(project(near, crs, area_crs), area_crs), area, area_crs)
     cut = near != polygons
     if cut.any():
         share[cut] *= ratio(

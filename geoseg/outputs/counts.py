@@ -150,6 +150,12 @@ def remarks_on(counted: gpd.GeoDataFrame) -> list[str]:
         )
     if attrs.get("repaired"):
         remarks.append(f"{attrs['repaired']} regions were invalid and have been repaired")
+    if attrs.get("leaping"):
+        remarks.append(
+            f"{attrs['leaping']} regions have an edge of more than 180 degrees, which is taken as "
+            "its numbers say, around the earth; if it is to cross the antimeridian, cut it there "
+            "(ogr2ogr -wrapdateline) or count on beyond 180"
+        )
     if attrs.get("empty"):
         remarks.append(
             f"{attrs['empty']} regions have no area, so they have no objects of their own"

@@ -190,13 +190,15 @@ def _add_dictionary(database: sqlite3.Connection, layers: Mapping[str, int]) -> 
     if not rows:
         return
     database.execute(
-        "CREATE TABLE gpkg_data_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL, "
+        "CREATE TABLE IF NOT EXISTS gpkg_data_columns ("
+        "table_name TEXT NOT NULL, column_name TEXT NOT NULL, "
         "name TEXT, title TEXT, description TEXT, mime_type TEXT, constraint_name TEXT, "
         "CONSTRAINT pk_gdc PRIMARY KEY (table_name, column_name), "
         "CONSTRAINT gdc_tn UNIQUE (table_name, name))"
     )
     database.execute(
-        "CREATE TABLE gpkg_data_column_constraints (constraint_name TEXT NOT NULL, "
+        "CREATE TABLE IF NOT EXISTS gpkg_data_column_constraints ("
+        "constraint_name TEXT NOT NULL, "
         "constraint_type TEXT NOT NULL, value TEXT, min NUMERIC, min_is_inclusive BOOLEAN, "
         "max NUMERIC, max_is_inclusive BOOLEAN, description TEXT, "
         "CONSTRAINT gdcc_ntv UNIQUE (constraint_name, constraint_type, value))"

@@ -15,6 +15,7 @@ import pyproj
 import shapely
 
 from geoseg.errors import GeosegError, RegionError
+from geoseg.outputs.broken import REFUSED, read_broken
 from geoseg.outputs.publish import first_line
 
 _PAM = "GDAL_PAM_ENABLED"
@@ -149,6 +150,8 @@ def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gp
         raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
     try:
         return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
+    except REFUSED:
+        return read_broken(path, name, where, what)
     except Exception as error:
         if where is None:
             raise
