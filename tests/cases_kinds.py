@@ -863,7 +863,7 @@ def _made_of(tables: Sequence[gpd.GeoDataFrame], images: str) -> Made:
 SIDE = 400_000
 
 
-def _huge(folder: Path) -> Made:
+def huge(folder: Path) -> Made:
     """Write 400,000 px a side with nothing in it but one scene, and look there."""
     scene = painted_kinds.ids()
     pixels = levels(painted_kinds.shares(scene, 1), "uint8")
@@ -881,7 +881,9 @@ def _huge(folder: Path) -> Made:
     x0, y1, x1, y0 = corner[2], corner[5], c + a * SIDE, f + e * SIDE
     area = gpd.GeoDataFrame(geometry=[shapely.box(x0 - 5, y0 - 5, x1 + 5, y1 + 5)], crs=UTM)
     area.to_file(folder / "aoi.geojson")
-    return Made(detect("image.tif", "make_grey", ("--aoi", "aoi.geojson")), OUTPUT, found, corner)
+    sizes = ("--tile-size", "2048", "--overlap", "64", "--supertile-size", "8192")
+    args = ("--aoi", "aoi.geojson", *sizes)
+    return Made(detect("image.tif", "make_grey", args), OUTPUT, found, corner)
 
 
 def _jobs() -> list[Case]:
@@ -900,4 +902,7 @@ KINDS: tuple[Kind, ...] = (
     *_formats(), *_codecs(), *_pixels(), *_bands(), *_validity(), *_geometry(), *_systems(),
     *_sizes(),
 )  # fmt: skip
+HUGE = Case("size-huge", "Sizes", "400,000 x 400,000 px, sparse, with `--aoi`", huge)
+"""Takes half a minute and more: a test of its own, not in the table."""
+
 CASES: tuple[Case, ...] = (*(kind.case() for kind in KINDS), *_jobs())

@@ -5,18 +5,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 
 import cases_kinds
 import inputs_page
 import numpy as np
+import painted_kinds
 import pytest
 from affine import Affine
 from cases import Case, Outcome, Unavailable, check, compare, run_case
 
+from geoseg.cli.main import main
 from geoseg.imagery import read
+from geoseg.imagery.georef import working_grid
+from geoseg.imagery.grid import TileGrid
+from geoseg.imagery.source import describe_raster
 from geoseg.jobs import plan
 
 pytestmark = [
@@ -69,6 +77,75 @@ def test_the_page_is_what_the_runs_say(outcome_of):
         inputs_page.PAGE.write_text(new, encoding="utf-8")
     else:
         assert page == new, "docs/inputs.md is old: make docs writes it anew"
+
+
+@pytest.mark.slow
+def test_objects_in_the_corner_of_a_huge_raster_come_back(tmp_path):
+    outcome = run_case(cases_kinds.HUGE, tmp_path)
+    check(cases_kinds.HUGE, outcome)
+    compare(outcome.made, outcome.objects)
+
+
+def test_a_huge_raster_is_described_and_read_in_a_corner_at_once(tmp_path):
+    made = cases_kinds.huge(tmp_path)
+    begun = time.process_time()
+    info = describe_raster(tmp_path / "image.tif")
+    side = cases_kinds.SIDE
+    grid = TileGrid(info.height, info.width, 2048, 64, 8192)
+    assert (info.height, info.width, grid.n_tiles > 40_000) == (side, side, True)
+    window = read.Window(side - 300, side - 350, 300, 350)
+    tracemalloc.start()
+    pixels, valid = read.read_window(info, working_grid(info, None), window, (1,))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert valid.all()
+    expected = cases_kinds.levels(painted_kinds.shares(painted_kinds.ids(), 1), "uint8")
+    np.testing.assert_array_equal(pixels, expected)
+    assert peak_bytes < 20e6
+    assert time.process_time() - begun < 5
+    assert len(made.truth) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("palette", "none"),
+        ("palette-png", "nodata 4"),  # as GDAL has it: one entry is transparent
+        ("bits-4", "none"),
+        ("png-world", "none"),
+        ("msk-per-band", "per band"),
+        ("nodata-aux", "nodata 251 252 253"),
+        ("nodata-values", "nodata 255 255 254"),
+    ],
+)
+def test_check_knows_what_detect_reads(name, mask, tmp_path, capsys):
+    case = next(c for c in CASES if c.name == name)
+    image = case.make(tmp_path).args[1]
+    bands = ("--bidx", "1,1,1") if name == "bits-4" else ()
+    code = main(["check", str(tmp_path / image), "--json", "--statistics", *bands])
+    said = json.loads(capsys.readouterr().out)[0]
+    assert (code, said["problems"]) == (0, [])
+    assert said["facts"]["mask"] == mask
+
+
+@pytest.mark.parametrize("name", ["palette", "palette-png", "msk-per-band", "nodata-aux"])
+def test_a_picture_and_a_coarser_grid_show_what_detect_reads(name, tmp_path):
+    case = next(c for c in CASES if c.name == name)
+    path = tmp_path / case.make(tmp_path).args[1]
+    info = describe_raster(path)
+    whole = read.Window(0, 0, info.width, info.height)
+    pixels, valid = read.read_window(info, working_grid(info, None), whole, (1, 2, 3))
+    rgb, _, seen = read.read_overview(path, 10_000)
+    np.testing.assert_array_equal(np.moveaxis(rgb, -1, 0), pixels)
+    np.testing.assert_array_equal(seen, valid)
+    half = working_grid(info, 2 * info.gsd_m)
+    coarse, usable = read.read_window(
+        info, half, read.Window(0, 0, half.width, half.height), (1, 2, 3)
+    )
+    # colours and what is no data are averaged, never indices
+    inner = usable & (coarse > 0).all(axis=0)
+    assert abs(coarse[:, inner].mean() - pixels[:, valid].mean()) < 3
+    assert abs(usable.mean() - valid.mean()) < 0.05
 
 
 # --- the comparison sees what is wrong ------------------------------------------------------------

@@ -186,6 +186,15 @@ class RasterReader:
         return out
 
 
+def how_read(info: RasterInfo) -> str:
+    """Say what is made of the stored values of a raster before a detector sees them."""
+    if info.palette:
+        return f"palette of {len(info.palette)} entries, read as red, green, blue"
+    if info.nbits is not None:
+        return f"{info.nbits} bits, 0 to {2**info.nbits - 1} read as 0 to 255"
+    return "float64, read as float32" if info.dtype == "float64" else f"{info.dtype}, as stored"
+
+
 def alpha_floor(src: DatasetReader) -> int:
     """Return the largest value of alpha that says: no data.
 
