@@ -42,8 +42,8 @@ class DetectSettings:
     """Score threshold, in [0, 1]."""
     gsd: float | str | None = None
     """Working metres per pixel, or 'native'."""
-    bidx: tuple[int, ...] | None = None
-    """1-based bands in the order that the model wants."""
+    bidx: tuple[int | str, ...] | None = None
+    """Bands in the order that the model wants: 1-based numbers, descriptions, or colours."""
     aoi: Path | None = None
     """Vector file; only objects inside it are looked for."""
     regions: Path | None = None
@@ -331,7 +331,9 @@ _TABLES: dict[str, type[DetectSettings] | type[CountSettings]] = {
 _PATHS = (
     "output", "aoi", "objects", "regions", "run_dir", "counts", "imaged", "calibration",
 )  # fmt: skip
-_LISTS = {"images": str, "bidx": int, "resource": str, "also": str}
+_LISTS: dict[str, tuple[type, ...]] = {
+    "images": (str,), "bidx": (int, str), "resource": (str,), "also": (str,),
+}  # fmt: skip
 
 
 def read_job(path: Path) -> DetectSettings | CountSettings:
@@ -450,7 +452,7 @@ def _typed(path: Path, table: str, key: str, value: Any, annotation: str) -> Any
     if key in _LISTS:
         single = isinstance(value, str) and key in ("images", "also")
         values = [value] if single else value
-        if not isinstance(values, list) or not all(type(v) is _LISTS[key] for v in values):
+        if not isinstance(values, list) or not all(type(v) in _LISTS[key] for v in values):
             raise wrong
         if key == "also":
             return tuple(path.parent / name for name in values)

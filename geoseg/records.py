@@ -48,7 +48,8 @@ class RasterInfo:
     nodata: float | None
     """Declared nodata value, if any."""
     mask_kind: str
-    """Where validity comes from: 'none', 'nodata', 'mask' (.msk or internal) or 'alpha'."""
+    """Where validity comes from: 'none', 'nodata', 'mask' (.msk, internal, or a colour that GDAL
+    masks), 'alpha' (a band's or a palette's)."""
     block_shape: tuple[int, int]
     """(rows, cols) of the file's storage blocks."""
     gsd_m: float
@@ -61,6 +62,15 @@ class RasterInfo:
     """(bands,) colour interpretation as GDAL names it: 'red', 'gray', 'alpha', 'undefined', ..."""
     access: Access | None = None
     """How a remote file is reached, where its path leaves out a login or a query."""
+    names: tuple[str, ...] = ()
+    """(bands,) descriptions of the bands, '' where there is none."""
+    nodatas: tuple[float | None, ...] = ()
+    """(bands,) declared nodata values where the bands have several; empty: ``nodata`` is all."""
+    palette: tuple[tuple[int, int, int, int], ...] = ()
+    """(n,) red, green, blue, alpha of each index, if the file holds indices: it is read as three
+    bands of uint8 then; nodata is an index."""
+    nbits: int | None = None
+    """Bits of a pixel where they are fewer than 8: values are read as shares of 255 then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,14 +233,42 @@ def test_describe_raster_refuses_what_has_no_place(make_raster, tmp_path):
 
 
 def test_describe_raster_refuses_pixels_that_are_no_brightness(make_raster):
-    palette = make_raster("palette.tif", bands=1, photometric="palette", colors=("palette",))
+    palette = make_raster("palette.tif", bands=2, photometric="palette", colors=("palette", "gray"))
     for path, match in (
-        (palette, "gdal_translate -expand rgb"),
-        (make_raster("bits.tif", np.eye(60, 80, dtype=np.uint8), nbits=1), "1-bit"),
+        (palette, "gdal_translate -b 1 -expand rgb"),
         (make_raster("complex.tif", np.ones((9, 9), np.complex64)), "complex"),
     ):
         with pytest.raises(SourceError, match=match):
             describe_raster(path)
+
+
+def test_a_palette_is_described_as_the_colours_that_it_is_read_as(make_raster):
+    path = make_raster("palette.tif", bands=1, photometric="palette", colors=("palette",))
+    with rasterio.open(path, "r+") as dst:
+        dst.write_colormap(1, {0: (9, 8, 7, 255), 3: (1, 2, 3, 255)})
+    info = describe_raster(path)
+    assert (info.bands, info.dtype, info.colors) == (3, "uint8", ("red", "green", "blue"))
+    assert (info.palette[0], info.palette[3]) == ((9, 8, 7, 255), (1, 2, 3, 255))
+    assert (info.nbits, info.alpha_band) == (None, None)
+
+
+def test_few_bits_are_told(make_raster):
+    path = make_raster("bits.tif", np.eye(60, 80, dtype=np.uint8), nbits=4)
+    assert describe_raster(path).nbits == 4
+    assert describe_raster(make_raster()).nbits is None
+
+
+def test_select_bands_by_name_takes_descriptions_before_colours(make_raster):
+    path = make_raster(bands=4, colors=("red", "green", "blue", "undefined"))
+    with rasterio.open(path, "r+") as dst:
+        dst.descriptions = ("NIR", "red", "green", "green")
+    info = describe_raster(path)
+    assert select_bands(info, ("nir", "Red", 4), 3) == (1, 2, 4)
+    assert select_bands(info, ("blue",), 1) == (3,)
+    with pytest.raises(SourceError, match=r"2 bands 'green' \(bands 3, 4\)"):
+        select_bands(info, ("green",), 1)
+    with pytest.raises(SourceError, match="no band 'swir'; it has NIR, red, green, green"):
+        select_bands(info, ("swir",), 1)
 
 
 def test_the_fingerprint_follows_the_content_not_the_clock(make_raster, tmp_path):

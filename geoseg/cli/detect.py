@@ -14,10 +14,10 @@ from geoseg.cli.result import show_end, show_result
 def _bands(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
     if value is None:
         return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter("expected band numbers such as 1,2,3") from error
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise click.BadParameter("expected band numbers such as 1,2,3, or names: red,green,blue")
+    return tuple(int(part) if part.lstrip("-").isdigit() else part for part in parts)
 
 
 def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
@@ -84,7 +84,13 @@ def _once(
     "--gsd", callback=_gsd, metavar="native|METRES", help="Working pixel size on the ground.  "
     "[default: the model card's]",
 )  # fmt: skip
-@click.option("--bidx", "-b", callback=_bands, metavar="1,2,3", help="Bands, 1-based, in order.")
+@click.option(
+    "--bidx",
+    "-b",
+    callback=_bands,
+    metavar="1,2,3",
+    help="Bands in order: numbers from 1, or names.",
+)
 @click.option(
     "--scale",
     metavar="LOW,HIGH|none",

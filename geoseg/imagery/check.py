@@ -52,7 +52,13 @@ from geoseg.imagery.remote import (
     remote_facts,
     sidecars_of,
 )
-from geoseg.imagery.source import describe_raster, driver_of, open_raster, select_bands
+from geoseg.imagery.source import (
+    describe_raster,
+    driver_of,
+    open_raster,
+    raster_crs,
+    select_bands,
+)
 from geoseg.imagery.vrt import is_allowed_vrt, read_vrt
 from geoseg.records import BoolArray, RasterInfo
 
@@ -461,9 +467,10 @@ def _facts(src: DatasetReader, file: str) -> RasterFacts:
     """Read the header."""
     gsd = None
     bounds = _Box(0, src.height, 0, src.width).bounds(src)
-    if bounds is not None:
+    crs = raster_crs(src)
+    if bounds is not None and crs is not None:
         with suppress(GeosegError):
-            gsd = ground_gsd_m(src.crs.to_wkt(), src.transform, src.width, src.height)
+            gsd = ground_gsd_m(crs.to_wkt(), src.transform, src.width, src.height)
     if gsd is not None and not np.isfinite(gsd):
         gsd = None
     structure = src.tags(ns="IMAGE_STRUCTURE")
@@ -475,7 +482,7 @@ def _facts(src: DatasetReader, file: str) -> RasterFacts:
         bands=src.count,
         dtype=src.dtypes[0],
         colors=tuple(color.name for color in src.colorinterp),
-        crs=None if src.crs is None else _crs_name(src),
+        crs=_crs_name(src),
         gsd_m=gsd,
         bounds=bounds,
         mask=_mask(src, file),
@@ -498,12 +505,15 @@ def _bytes_of(file: str) -> int:
     return Path(file).stat().st_size
 
 
-def _crs_name(src: DatasetReader) -> str:
-    """Return authority and code, or the first name in the WKT."""
-    authority = src.crs.to_authority()
+def _crs_name(src: DatasetReader) -> str | None:
+    """Return authority and code, or the first name in the WKT; None without a CRS."""
+    crs = raster_crs(src)
+    if crs is None:
+        return None
+    authority = crs.to_authority()
     if authority is not None:
         return ":".join(authority)
-    return str(src.crs.to_wkt()).partition('"')[2].partition('"')[0]
+    return str(crs.to_wkt()).partition('"')[2].partition('"')[0]
 
 
 def _mask(src: DatasetReader, file: str) -> str:
@@ -511,8 +521,12 @@ def _mask(src: DatasetReader, file: str) -> str:
     flags = src.mask_flag_enums[0]
     if MaskFlags.alpha in flags:
         return "alpha"
+    if not flags:
+        return "per band"
     if MaskFlags.nodata in flags:
-        return f"nodata {src.nodata:g}"
+        # of NODATA_VALUES no band knows its own
+        values = dict.fromkeys(f"{v:g}" for v in src.nodatavals if v is not None)
+        return f"nodata {' '.join(values) or src.tags().get('NODATA_VALUES', '')}".rstrip()
     if MaskFlags.per_dataset not in flags:
         return "none"
     beside = any(str(name).endswith(".msk") for name in _files_of(file))
@@ -551,7 +565,7 @@ class _Box:
 
     def bounds(self, src: DatasetReader) -> tuple[float, float, float, float] | None:
         """Return (left, bottom, right, top) in the CRS, if the raster says where it lies."""
-        if src.crs is None or src.transform.almost_equals(Affine.identity()):
+        if raster_crs(src) is None or src.transform.almost_equals(Affine.identity()):
             return None
         cols, rows = np.array([self.cols, self.cols]).T.ravel(), np.array([*self.rows, *self.rows])
         a, b, c, d, e, f = tuple(src.transform)[:6]

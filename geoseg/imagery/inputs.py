@@ -9,7 +9,7 @@ from pathlib import Path
 
 from geoseg.errors import SourceError
 from geoseg.imagery.remote import ask_again, fetch, is_bucket, is_remote, name_of, plain_path
-from geoseg.imagery.source import missing, open_raster
+from geoseg.imagery.source import missing, open_raster, raster_crs
 from geoseg.imagery.stac import images_of, is_document
 from geoseg.imagery.vrt import allow_vrt as allowed
 from geoseg.redact import address_of, redact
@@ -186,7 +186,7 @@ def _is_image(path: Path) -> bool:
         return True
     try:
         with open_raster(path) as src:
-            return src.crs is not None
+            return raster_crs(src) is not None
     except SourceError:
         return False
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -38,6 +38,12 @@ _MASK_PX = 16_000_000
 _OVERVIEW_REST = 2.0
 """An overview is used only if at least this much reduction is left for our own kernel: many
 overviews are made by nearest neighbour, and their aliasing is averaged out only then."""
+
+
+_HUGE_NODATA = 1e30
+_HUGE_ROUNDING = 1e-5
+"""Nodata values as large as this are met by pixels this close to them (a share): no pixel of an
+image is so bright."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +76,9 @@ class RasterReader:
         self._bands = tuple(bands)
         reads_alpha = info.alpha_band is None or info.alpha_band in self._bands
         self._alpha_band = None if reads_alpha else info.alpha_band
+        self._alpha_floor = alpha_floor(src)
+        per_dataset = MaskFlags.per_dataset in src.mask_flag_enums[0]
+        self._mask_bands = [1] if per_dataset or info.palette else list(self._bands)
         self._dtype = np.dtype(np.float32 if info.dtype == "float64" else info.dtype)
 
     def read(self, window: Window) -> tuple[npt.NDArray[Any], BoolArray]:
@@ -131,15 +140,16 @@ class RasterReader:
         """Read source pixels as they are stored; invalid ones become 0."""
         window = Window(x0, y0, x1 - x0, y1 - y0)
         try:
-            pixels = self._src.read(list(self._bands), window=window)
+            pixels, valid = _stored(self._src, self._info, self._bands, window=window)
             with np.errstate(over="ignore"):
                 # what float32 cannot hold becomes infinite, so invalid
                 pixels = pixels.astype(self._dtype, copy=False)
-            valid = _valid(self._info, pixels)
+            if pixels.dtype.kind == "f":
+                valid &= np.isfinite(pixels).all(axis=0)
             if self._info.mask_kind == "mask":
                 valid &= self._mask(window)
             if self._alpha_band is not None:
-                valid &= self._src.read(self._alpha_band, window=window) != 0
+                valid &= self._src.read(self._alpha_band, window=window) > self._alpha_floor
         except (RasterioError, OSError, IndexError) as error:
             # IndexError: the file changed and has fewer bands now
             raise TileError(
@@ -158,7 +168,8 @@ class RasterReader:
         tell whether it has.
         """
         if self._full is None:
-            return np.asarray(self._src.read_masks(1, window=window) != 0)
+            masks = self._src.read_masks(self._mask_bands, window=window)
+            return np.asarray((masks != 0).all(axis=0))
         factor_y = self._full.height / self._src.height
         factor_x = self._full.width / self._src.width
         top, left, height, width = window.row_off, window.col_off, window.height, window.width
@@ -171,23 +182,86 @@ class RasterReader:
         for start in range(0, height, step):
             some = rows[start : start + step]
             y0, y1 = int(some[0]), int(some[-1]) + 1
-            mask = self._full.read_masks(1, window=Window(x0, y0, x1 - x0, y1 - y0))
-            out[start : start + step] = mask[some - y0][:, cols - x0] != 0
+            masks = self._full.read_masks(self._mask_bands, window=Window(x0, y0, x1 - x0, y1 - y0))
+            mask = (masks != 0).all(axis=0)
+            out[start : start + step] = mask[some - y0][:, cols - x0]
         return out
 
 
-def _valid(info: RasterInfo, pixels: npt.NDArray[Any]) -> BoolArray:
-    """Return which pixels are finite and not nodata."""
+def how_read(info: RasterInfo) -> str:
+    """Say what is made of the stored values of a raster before a detector sees them."""
+    if info.palette:
+        return f"palette of {len(info.palette)} entries, read as red, green, blue"
+    if info.nbits is not None:
+        return f"{info.nbits} bits, 0 to {2**info.nbits - 1} read as 0 to 255"
+    return "float64, read as float32" if info.dtype == "float64" else f"{info.dtype}, as stored"
+
+
+def alpha_floor(src: DatasetReader) -> int:
+    """Return the largest value of alpha that says: no data.
+
+    A lossy codec leaves specks in an alpha band where nothing is; then it is half its range.
+    """
+    structure = src.tags(ns="IMAGE_STRUCTURE")
+    lossy = structure.get("COMPRESSION") in ("JPEG", "YCbCr JPEG") or (
+        src.driver == "JP2OpenJPEG" and structure.get("COMPRESSION_REVERSIBILITY") == "LOSSY"
+    )
+    return 127 if lossy and src.dtypes[0] == "uint8" else 0
+
+
+def _stored(
+    src: DatasetReader, info: RasterInfo, bands: Sequence[int], **how: Any
+) -> tuple[npt.NDArray[Any], BoolArray]:
+    """Read bands as colours or measured values, and which pixels no value says to be no data.
+
+    Indices become the colours of their palette, fewer than 8 bits become shares of 255.
+    """
+    if info.palette:
+        how = how | ({"out_shape": (1, *how["out_shape"][-2:])} if "out_shape" in how else {})
+        how["resampling"] = Resampling.nearest
+        # ^ there is no index between two indices
+        indices = src.read([1], **how)
+        table = np.array([*info.palette, (0, 0, 0, 0)], np.uint8)
+        entries = table[np.minimum(indices[0].astype(np.intp), len(info.palette))]
+        pixels = np.moveaxis(entries[..., [band - 1 for band in bands]], -1, 0)
+        return np.ascontiguousarray(pixels), _present(indices, (info.nodata,)) & (
+            entries[..., 3] != 0
+        )
+    pixels = src.read(list(bands), **how)
+    nodatas = tuple(info.nodatas[b - 1] if info.nodatas else info.nodata for b in bands)
+    valid = _present(pixels, nodatas)
+    if info.nbits is not None:
+        top = 2**info.nbits - 1
+        pixels = np.rint(np.minimum(pixels, top) * (255 / top)).astype(np.uint8)
+    return pixels, valid
+
+
+def _present(pixels: npt.NDArray[Any], nodatas: Sequence[float | None]) -> BoolArray:
+    """Return which pixels (bands, h, w) are not nodata, a value for each band."""
     valid = np.ones(pixels.shape[1:], np.bool_)
-    if pixels.dtype.kind == "f":
-        valid &= np.isfinite(pixels).all(axis=0)
-    if info.nodata is not None and not np.isnan(info.nodata):
-        present = pixels != _as_stored(info.nodata, pixels.dtype)
-        # 0 or 255 in one band is a colour, so all bands must be nodata, as in GDAL's dataset
-        # mask; -9999 never is one, and a single band of it would reach the network
-        a_color = pixels.dtype.kind == "u" and info.nodata >= 0
-        valid &= present.any(axis=0) if a_color else present.all(axis=0)
+    known = [
+        (band, value)
+        for band, value in zip(pixels, nodatas, strict=True)
+        # NaN is found with whatever else is not finite
+        if value is not None and not np.isnan(value)
+    ]
+    if not known:
+        return valid
+    present = np.stack([_differs(band, value) for band, value in known])
+    # 0 or 255 in one band is a colour, so all bands must be nodata, as in GDAL's dataset
+    # mask; -9999 never is one, and a single band of it would reach the network
+    a_color = pixels.dtype.kind == "u" and all(value >= 0 for _, value in known)
+    valid &= present.any(axis=0) if a_color else present.all(axis=0)
     return valid
+
+
+def _differs(band: npt.NDArray[Any], nodata: float) -> BoolArray:
+    """Return which pixels of a band are not its nodata value."""
+    if band.dtype.kind == "f" and abs(nodata) >= _HUGE_NODATA:
+        # the lowest float is declared with five to nine digits, as a program pleases
+        with np.errstate(over="ignore"):
+            return np.asarray(np.abs(band / np.float64(nodata) - 1) > _HUGE_ROUNDING)
+    return np.asarray(band != _as_stored(nodata, band.dtype))
 
 
 def _as_stored(nodata: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -469,16 +543,20 @@ def _read_small(
 ) -> tuple[npt.NDArray[Any], BoolArray]:
     """Read a window at a small size; GDAL takes overviews by itself."""
     whole = shape == (window.height, window.width)
-    how = Resampling.nearest if whole else Resampling.average
+    resampling = Resampling.nearest if whole else Resampling.average
+    how: dict[str, Any] = {"window": window, "out_shape": (len(bands), *shape)}
     try:
-        pixels = src.read(
-            list(bands), window=window, out_shape=(len(bands), *shape), resampling=how
-        )
-        valid = _valid(info, pixels)
+        pixels, valid = _stored(src, info, bands, **how, resampling=resampling)
+        if pixels.dtype.kind == "f":
+            valid &= np.isfinite(pixels).all(axis=0)
         if info.mask_kind == "mask":
-            valid &= src.read_masks(1, window=window, out_shape=shape) != 0
+            per_dataset = MaskFlags.per_dataset in src.mask_flag_enums[0]
+            which = [1] if per_dataset or info.palette else list(bands)
+            how = {"window": window, "out_shape": (len(which), *shape)}
+            valid &= (src.read_masks(which, **how) != 0).all(axis=0)
         if info.alpha_band is not None:
-            valid &= src.read(info.alpha_band, window=window, out_shape=shape) != 0
+            alpha = src.read(info.alpha_band, window=window, out_shape=shape)
+            valid &= alpha > alpha_floor(src)
     except (RasterioError, OSError) as error:
         raise TileError(
             f"cannot read {name_of(info.path)}: {error}; geoseg check tells more"

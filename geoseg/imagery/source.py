@@ -66,6 +66,7 @@ _KNOWN_S = 60.0
 _ALPHA_SAMPLES = 3
 _ALPHA_SAMPLE_PX = 64
 _ALPHA_SHARE = 0.5
+_PRJ_BYTES = 65_536
 
 _log = logging.getLogger(__name__)
 
@@ -325,20 +326,23 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
         ``mask_kind`` is where GDAL would take validity from; ``alpha_band`` is set only if a band
         is tagged as alpha and looks like one: GDAL tags the fourth of four bands so unless told
         otherwise, and near infrared taken for alpha hides dark ground. A warning is logged then.
+        A palette is described as the three bands that it is read as.
 
     Raises
     ------
     SourceError
-        If the file does not open, has no CRS, only ground control points, no transform, a palette,
-        complex or 1-bit pixels; the message says what to run.
+        If the file does not open, has no CRS, only ground control points, no transform, complex
+        pixels or a palette beside other bands; the message says what to run.
     """
     path = _settled(path)
     with open_raster(path) as src:
-        _check_georeference(path, src, src_crs)
+        crs = _check_georeference(path, src, src_crs)
         _check_pixels(path, src)
-        wkt = str((src.crs or parse_crs(src_crs)).to_wkt())
-        colors = tuple(c.name for c in src.colorinterp)
+        wkt = str(crs.to_wkt())
+        palette = _palette(path, src)
+        colors = ("red", "green", "blue") if palette else tuple(c.name for c in src.colorinterp)
         alpha_band = _alpha_band(path, src, colors)
+        nodatas = tuple(None if v is None else float(v) for v in src.nodatavals)
         info = RasterInfo(
             path=path if isinstance(path, str) else str(path.expanduser().absolute()),
             access=access_to(str(path)),
@@ -346,15 +350,19 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
             transform=Affine(*tuple(src.transform)[:6]),
             height=src.height,
             width=src.width,
-            bands=src.count,
-            dtype=src.dtypes[0],
+            bands=len(colors),
+            dtype="uint8" if palette else src.dtypes[0],
             nodata=None if src.nodata is None else float(src.nodata),
-            mask_kind=_mask_kind(src, alpha_band),
+            mask_kind=_mask_kind(src, alpha_band, palette),
             block_shape=tuple(src.block_shapes[0]),
             gsd_m=ground_gsd_m(wkt, src.transform, src.width, src.height),
             fingerprint="",
             alpha_band=alpha_band,
             colors=colors,
+            names=() if palette else tuple(name or "" for name in src.descriptions),
+            nodatas=nodatas if len(set(map(repr, nodatas))) > 1 else (),
+            palette=palette,
+            nbits=_few_bits(src, palette),
         )
     if not np.isfinite(info.gsd_m) or info.gsd_m <= 0:
         raise SourceError(
@@ -392,24 +400,50 @@ def parse_crs(text: str | None) -> CRS:
         ) from error
 
 
-def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | None = None) -> None:
-    """Refuse a raster that does not say where it lies."""
+def raster_crs(src: DatasetReader) -> CRS | None:
+    """Return the CRS of an open raster, or that of the .prj file beside its world file.
+
+    GDAL takes the transform from a world file but leaves the .prj beside it alone.
+    """
+    placed = src.crs is not None or src.gcps[0]
+    if placed or src.driver == "VRT" or src.transform.almost_equals(Affine.identity()):
+        return src.crs
+    for suffix in (".prj", ".PRJ"):
+        beside = Path(src.name).with_suffix(suffix)
+        if beside.is_file() and beside.stat().st_size <= _PRJ_BYTES:
+            try:
+                text = beside.read_text(encoding="utf-8")
+                return CRS.from_wkt(text, morph_from_esri_dialect=True)
+            except (RasterioError, UnicodeDecodeError, OSError) as error:
+                raise SourceError(
+                    f"{beside} is no CRS that is understood ({error}); expected WKT as of ESRI, or "
+                    "delete it and assign a CRS to the image"
+                ) from error
+    return None
+
+
+def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | None = None) -> CRS:
+    """Return the CRS of a raster; refuse one that does not say where it lies."""
     gcps, gcp_crs = src.gcps
-    if src.crs is None and gcps:
+    crs = raster_crs(src)
+    if crs is None and gcps:
         target = gcp_crs.to_string() if gcp_crs else "EPSG:..."
         raise SourceError(
             f"{path} has ground control points but no transform; warp it first: "
             f"gdalwarp -t_srs {target} {path} warped.tif"
         )
-    if src.crs is None and src.rpcs is not None:
+    if crs is None and src.rpcs is not None:
         raise SourceError(
             f"{path} has RPCs but no transform; orthorectify it first: "
             f"gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:... {path} ortho.tif"
         )
-    if src.crs is None and src_crs is None:
+    if crs is None and src_crs is not None:
+        crs = parse_crs(src_crs)
+    if crs is None:
         raise SourceError(
-            f"{path} has no CRS; name it with --src-crs EPSG:..., or assign one with "
-            f"gdal_edit.py -a_srs EPSG:... {path} or rio edit-info --crs EPSG:... {path}"
+            f"{path} has no CRS; name it with --src-crs EPSG:..., put a .prj file beside it, or "
+            f"assign one with gdal_edit.py -a_srs EPSG:... {path} or rio edit-info --crs EPSG:... "
+            f"{path}"
         )
     if src.transform.almost_equals(Affine.identity()):
         raise SourceError(
@@ -420,6 +454,7 @@ def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | Non
         raise SourceError(
             f"{path}: the transform maps all pixels onto a line; georeference it again"
         )
+    return crs
 
 
 def _check_pixels(path: str | Path, src: DatasetReader) -> None:
@@ -428,17 +463,39 @@ def _check_pixels(path: str | Path, src: DatasetReader) -> None:
         raise SourceError(
             f"{path} is {src.width} x {src.height} px; at most {_FILE_SIDE_PX} px a side are read"
         )
-    if src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
+    if len(set(src.dtypes)) > 1:
         raise SourceError(
-            f"{path} has 1-bit pixels: it is a mask, not imagery; give the image itself"
-        )
-    if src.colorinterp[0] == ColorInterp.palette:
-        raise SourceError(
-            f"{path} has a palette: its pixels are indices, not colours; expand them first: "
-            f"gdal_translate -expand rgb {path} rgb.tif"
+            f"{path} has bands of several types ({', '.join(sorted(set(src.dtypes)))}); give them "
+            "one with gdal_translate -ot"
         )
     if np.dtype(src.dtypes[0]).kind == "c":
         raise SourceError(f"{path} has complex pixels; convert them to real ones first")
+
+
+def _palette(path: str | Path, src: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:
+    """Return red, green, blue, alpha of each index of a raster of indices; empty for any other."""
+    if ColorInterp.palette not in src.colorinterp:
+        return ()
+    if src.count > 1:
+        raise SourceError(
+            f"{path} has a palette and other bands beside it; expand it first: "
+            f"gdal_translate -b 1 -expand rgb {path} rgb.tif"
+        )
+    try:
+        colors = src.colormap(1)
+    except ValueError as error:
+        raise SourceError(
+            f"{path} says that it has a palette but holds none; if its pixels are grey, say so: "
+            f"gdal_edit.py -colorinterp_1 gray {path}"
+        ) from error
+    # an index that the table leaves out has no colour, so it is no data
+    return tuple(colors.get(i, (0, 0, 0, 0)) for i in range(max(colors) + 1))
+
+
+def _few_bits(src: DatasetReader, palette: tuple[tuple[int, int, int, int], ...]) -> int | None:
+    """Return the bits of a pixel if they are fewer than 8 and no index into a palette."""
+    bits = int(src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    return bits if bits < 8 and not palette and src.dtypes[0] == "uint8" else None
 
 
 def _alpha_band(path: str | Path, src: DatasetReader, colors: tuple[str, ...]) -> int | None:
@@ -467,14 +524,23 @@ def _alpha_band(path: str | Path, src: DatasetReader, colors: tuple[str, ...]) -
     return None
 
 
-def _mask_kind(src: DatasetReader, alpha_band: int | None) -> str:
+def _mask_kind(
+    src: DatasetReader,
+    alpha_band: int | None,
+    palette: tuple[tuple[int, int, int, int], ...],
+) -> str:
     """Return where validity comes from."""
-    flags = src.mask_flag_enums[0]
+    of_bands = src.mask_flag_enums
+    flags = {flag for band in of_bands for flag in band}
     if MaskFlags.alpha in flags:
         return "none" if alpha_band is None else "alpha"
+    # a band without any flag has a mask of its own; per_dataset beside nodata is NODATA_VALUES, a
+    # colour that GDAL alone compares
+    if MaskFlags.per_dataset in flags or not all(of_bands):
+        return "mask"
     if MaskFlags.nodata in flags:
         return "nodata"
-    return "mask" if MaskFlags.per_dataset in flags else "none"
+    return "alpha" if any(entry[3] == 0 for entry in palette) else "none"
 
 
 def _with_fingerprint(info: RasterInfo) -> RasterInfo:
@@ -482,6 +548,8 @@ def _with_fingerprint(info: RasterInfo) -> RasterInfo:
     digest = hashlib.sha256()
     facts: tuple[Any, ...] = (info.crs_wkt, tuple(info.transform), info.height, info.width)
     facts += (info.bands, info.dtype, info.nodata, info.mask_kind)
+    if info.nodatas or info.palette:
+        facts += (info.nodatas, info.palette)
     if is_bucket(info.path):
         digest.update(repr((facts, _block_places(info))).encode())
     elif is_remote(info.path):
@@ -532,7 +600,9 @@ def _block_places(info: RasterInfo) -> tuple[Any, ...]:
         )
 
 
-def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) -> tuple[int, ...]:
+def select_bands(
+    info: RasterInfo, bidx: tuple[int | str, ...] | None, wanted: int
+) -> tuple[int, ...]:
     """Choose the bands to read.
 
     Without `bidx`: red, green and blue by their tags where the file names them and three are
@@ -544,8 +614,8 @@ def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) ->
     ----------
     info : RasterInfo
         Of the raster.
-    bidx : tuple of int or None
-        1-based bands in the wanted order, or None.
+    bidx : tuple of int or str, or None
+        1-based bands in the wanted order, or their descriptions or colours ('red'), or None.
     wanted : int
         How many bands the model or detector takes; at least 1.
 
@@ -557,11 +627,12 @@ def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) ->
     Raises
     ------
     SourceError
-        If a band does not exist, or there are too few or not `wanted` of them.
+        If a band does not exist, a name fits several, or there are too few or not `wanted`.
     """
     name = name_of(info.path)
     if bidx is not None:
-        if absent := [b for b in bidx if not 1 <= b <= info.bands]:
+        numbers = tuple(_band_number(info, band) for band in bidx)
+        if absent := [b for b in numbers if not 1 <= b <= info.bands]:
             raise SourceError(
                 f"{name} has {info.bands} band(s) but --bidx asks for band {absent[0]}; "
                 f"choose from 1 to {info.bands}"
@@ -571,7 +642,7 @@ def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) ->
                 f"--bidx names {len(bidx)} band(s) but {wanted} are needed; name {wanted} of the "
                 f"{info.bands} bands of {name}"
             )
-        return tuple(bidx)
+        return numbers
     if wanted == 3 and {"red", "green", "blue"} <= set(info.colors):
         return tuple(info.colors.index(color) + 1 for color in ("red", "green", "blue"))
     usable = [b for b in range(1, info.bands + 1) if b != info.alpha_band]
@@ -582,6 +653,28 @@ def select_bands(info: RasterInfo, bidx: tuple[int, ...] | None, wanted: int) ->
             "enough bands or name the bands with --bidx (one may be named more than once)"
         )
     return tuple(usable[:wanted])
+
+
+def _band_number(info: RasterInfo, band: int | str) -> int:
+    """Return the number of a band that is given by number, description or colour."""
+    if not isinstance(band, str):
+        return band
+    for known in (info.names, info.colors):
+        found = [row for row, name in enumerate(known, start=1) if name.lower() == band.lower()]
+        if len(found) > 1:
+            raise SourceError(
+                f"{Path(info.path).name} has {len(found)} bands '{band}' (bands "
+                f"{', '.join(map(str, found))}); name it by its number"
+            )
+        if found:
+            return found[0]
+    names = (
+        name or color for name, color in zip(info.names or info.colors, info.colors, strict=True)
+    )
+    raise SourceError(
+        f"{Path(info.path).name} has no band '{band}'; it has {', '.join(names)}: choose from "
+        "them, or by number"
+    )
 
 
 @contextmanager

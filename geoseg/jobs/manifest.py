@@ -13,6 +13,7 @@ from typing import Any
 import geoseg
 from geoseg.config import DetectSettings
 from geoseg.imagery.radiometry import Sight
+from geoseg.imagery.read import how_read
 from geoseg.jobs.events import redact
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan
@@ -91,10 +92,12 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
                 "grid_px": [i.grid.height, i.grid.width],
                 "grid_transform": list(i.grid.transform)[:6],
                 "crs": i.info.crs_wkt,
+                "bands": list(i.bands),
+                "pixels": how_read(i.info),
+                "validity": i.info.mask_kind,
                 "tiles": i.tiles.n_tiles,
                 "tile_size": i.tiles.tile_size,
                 "overlap": i.tiles.overlap,
-                "bands": list(i.bands),
                 "scaling": None if i.scaling is None else i.scaling.to_dict(),
                 **_seen(i.sight),
             }
