@@ -12,6 +12,8 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from cases import check, run_case
+from cases_remote import CASES, paint
 from painted import blob_scene
 from rasterio.windows import Window
 from servers import FileServer
@@ -456,3 +458,20 @@ def test_an_object_that_is_not_there_or_no_raster(tmp_path, bucket, capsys):
         said = capsys.readouterr().err
         assert "does not open" in said
         assert "secret-of-aws" not in said
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_cases(case, tmp_path):
+    outcome = run_case(case, tmp_path)
+    check(case, outcome)
+    if case.exit_code == 0:
+        truth = paint(tmp_path / "truth" / "t.tif").to_crs(outcome.objects.crs)
+        assert len(outcome.objects) == len(truth)
+        for shape in truth.geometry:
+            best = outcome.objects.geometry.intersection(shape).area.max()
+            assert best > 0.98 * shape.area
+        areas = sorted(outcome.objects.geometry.area)
+        assert np.allclose(areas, sorted(truth.geometry.area), rtol=0.02)

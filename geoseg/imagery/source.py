@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import rasterio
 import rasterio.shutil
 from affine import Affine
@@ -321,7 +322,7 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
     path : str or Path
         As `open_raster` takes it.
     src_crs : str, optional
-        CRS of the raster, if its file has none.
+        CRS of the raster, if its file has none and no ``.prj`` of its name lies beside it.
 
     Returns
     -------
@@ -338,6 +339,8 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
     """
     path = _settled(path)
     with open_raster(path) as src:
+        if src.crs is None and src_crs is None:
+            src_crs = _crs_beside(path)
         _check_georeference(path, src, src_crs)
         _check_pixels(path, src)
         wkt = str((src.crs or parse_crs(src_crs)).to_wkt())
@@ -393,6 +396,24 @@ def parse_crs(text: str | None) -> CRS:
     except CRSError as error:
         raise SourceError(
             f"--src-crs '{text}' is no CRS that PROJ knows; expected something like EPSG:32645"
+        ) from error
+
+
+def _crs_beside(path: str | Path) -> str | None:
+    """Return the CRS of a ``.prj`` beside a file; GDAL does not look for one beside world files."""
+    if isinstance(path, str):
+        return None
+    file = path.expanduser().with_suffix(".prj")
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_FINGERPRINT_BYTES).decode("utf-8-sig").strip()
+    except (OSError, ValueError):
+        return None
+    try:
+        return str(pyproj.CRS.from_wkt(text).to_wkt())
+    except pyproj.exceptions.CRSError as error:
+        raise SourceError(
+            f"{file} holds no CRS that PROJ knows; delete it and name the CRS with --src-crs"
         ) from error
 
 
