@@ -12,6 +12,8 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from cases import check, run_case
+from cases_remote import CASES, paint
 from painted import blob_scene
 from rasterio.windows import Window
 from servers import FileServer
@@ -368,3 +370,108 @@ def test_the_cache_is_bounded_and_private(monkeypatch, tmp_path):
     assert store.get_many([4 * 1024 - 1]) == {4 * 1024 - 1: chunk}
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
     assert chunks.ChunkStore("another file").get_many([4 * 1024 - 1]) == {}
+
+
+# --- buckets -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A server that passes for S3, Google's and Azure's, with a bucket b."""
+    (tmp_path / "b").mkdir()
+    with FileServer(tmp_path) as server:
+        host = f"127.0.0.1:{server.port}"
+        values = {
+            "AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret-of-aws",
+            "AWS_REGION": "eu-north-1", "CPL_GS_ENDPOINT": f"http://{host}/",
+            "GS_NO_SIGN_REQUEST": "YES", "AZURE_NO_SIGN_REQUEST": "YES",
+            "AZURE_STORAGE_ACCOUNT": "me", "GDAL_HTTP_RETRY_DELAY": "0.01",
+            "AZURE_STORAGE_CONNECTION_STRING":
+                f"DefaultEndpointsProtocol=http;AccountName=me;AccountKey=bWU=;"
+                f"BlobEndpoint=http://{host}",
+        }  # fmt: skip
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_an_object_of_a_bucket_is_read(folder, tmp_path, bucket, scheme):
+    # GDAL remembers what it saw under a name
+    name = f"{scheme}-{bucket.port}.tif"
+    shutil.copy(folder / "painted.tif", tmp_path / "b" / name)
+    (path,) = find_images([f"{scheme}://b/{name}"])
+    info = describe_raster(path)
+    with rasterio.open(folder / "painted.tif") as src, open_raster(info.path) as there:
+        window = Window(300, 300, 100, 100)
+        assert (src.read(window=window) == there.read(window=window)).all()
+    assert info.fingerprint == describe_raster(path).fingerprint
+    assert not any("list-type" in path for path, *_ in bucket.log)
+    report = check_image(path)
+    assert report.state == "ok"
+    assert any("was not checked" in note for note in report.notes)
+
+
+def test_a_run_over_a_bucket_and_what_it_reads(folder, tmp_path, bucket):
+    name = f"run-{bucket.port}.tif"
+    shutil.copy(folder / "painted.tif", tmp_path / "b" / name)
+    here = run(str(folder / "painted.tif"), tmp_path, output=tmp_path / "here.gpkg")
+    bucket.reset()
+    there = run(f"s3://b/{name}", tmp_path)
+    assert rows(there) == rows(here)
+    needed = block_bytes(folder / "painted.tif")
+    print(f"bucket: {bucket.sent / needed:.3f} of what is needed, {len(bucket.log)} requests")
+    assert bucket.sent <= 1.15 * needed
+    text = (tmp_path / "out.geoseg-run" / "run.json").read_text()
+    assert "secret-of-aws" not in text
+    assert "AKIAEXAMPLE" not in text
+
+
+def test_a_mask_beside_an_object_is_seen_if_it_is_a_tiff(make_raster, tmp_path, bucket):
+    mask = np.ones((60, 80), bool)
+    mask[:, :30] = False
+    names = [f"{kind}-{bucket.port}.tif" for kind in ("good", "evil")]
+    for name in names:
+        make_raster(f"b/{name}", mask=mask, external_mask=True)
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"\0" * 4800)
+    (tmp_path / "b" / f"{names[1]}.msk").write_text(
+        '<VRTDataset rasterXSize="80" rasterYSize="60">'
+        '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">'
+        f'<SourceFilename relativeToVRT="0">{secret}</SourceFilename>'
+        "<PixelOffset>1</PixelOffset><LineOffset>80</LineOffset></VRTRasterBand></VRTDataset>"
+    )
+    assert describe_raster(f"s3://b/{names[0]}").mask_kind == "mask"
+    with open_raster(f"s3://b/{names[1]}") as src:
+        # the file of this machine is not taken for a mask
+        assert (src.read_masks(1) == 255).all()
+
+
+def test_an_object_that_is_not_there_or_no_raster(tmp_path, bucket, capsys):
+    (tmp_path / "b" / f"page-{bucket.port}.tif").write_text("<html/>")
+    vrt = f"v-{bucket.port}.tif"
+    (tmp_path / "b" / vrt).write_text("<VRTDataset rasterXSize='1' rasterYSize='1'/>")
+    for name in (f"none-{bucket.port}.tif", f"page-{bucket.port}.tif", vrt):
+        out = str(tmp_path / "x.gpkg")
+        assert main(["detect", f"s3://b/{name}", "-o", out, "--detector", "stubs:make"]) == 2
+        said = capsys.readouterr().err
+        assert "does not open" in said
+        assert "secret-of-aws" not in said
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_cases(case, tmp_path):
+    outcome = run_case(case, tmp_path)
+    check(case, outcome)
+    if case.exit_code == 0:
+        truth = paint(tmp_path / "truth" / "t.tif").to_crs(outcome.objects.crs)
+        assert len(outcome.objects) == len(truth)
+        for shape in truth.geometry:
+            best = outcome.objects.geometry.intersection(shape).area.max()
+            assert best > 0.98 * shape.area
+        areas = sorted(outcome.objects.geometry.area)
+        assert np.allclose(areas, sorted(truth.geometry.area), rtol=0.02)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -359,3 +360,40 @@ def test_to_cog_keeps_pixels_and_mask_and_adds_overviews(make_raster, tmp_path):
         assert np.array_equal(cog.read_masks(1) > 0, mask)
     with pytest.raises(OutputError, match="cannot write"):
         to_cog(path, tmp_path / "no" / "cog.tif")
+
+
+# --- world files -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    ("driver", "name", "world"),
+    [("PNG", "x.png", "x.pgw"), ("JPEG", "x.jpg", "x.jgw"), ("GTiff", "x.tif", "x.tfw")],
+)
+def test_an_image_with_a_world_file_needs_only_a_crs(make_raster, tmp_path, driver, name, world):
+    path = make_raster(name, driver=driver, crs=None, transform=None)
+    Path(f"{path}.aux.xml").unlink(missing_ok=True)
+    if driver != "GTiff":
+        with pytest.raises(SourceError, match="holds no raster"):
+            find_images([tmp_path])
+    (tmp_path / world).write_text("0.1\n0\n0\n-0.1\n500000.05\n5499999.95\n")
+    assert find_images([tmp_path]) == (str(path),)
+    with pytest.raises(SourceError, match="has no CRS; name it with --src-crs"):
+        describe_raster(path)
+    with pytest.raises(SourceError, match="is no CRS that PROJ knows"):
+        describe_raster(path, src_crs="EPSG:1")
+    info = describe_raster(path, src_crs="EPSG:32633")
+    assert tuple(info.transform)[:6] == pytest.approx((0.1, 0, 500_000, 0, -0.1, 5_500_000))
+    (tmp_path / "x.prj").write_text(pyproj.CRS(32633).to_wkt("WKT1_ESRI"))
+    beside = describe_raster(path)
+    assert pyproj.CRS(beside.crs_wkt).to_epsg() == 32633
+    # what a file or a .prj says is not overruled unless it is asked for
+    assert pyproj.CRS(describe_raster(path, src_crs="EPSG:32645").crs_wkt).to_epsg() == 32645
+    (tmp_path / "x.prj").write_text("nonsense")
+    with pytest.raises(SourceError, match=r"x.prj holds no CRS"):
+        describe_raster(path)
+
+
+def test_src_crs_leaves_the_crs_of_a_file_alone(make_raster):
+    path = make_raster(crs="EPSG:32633")
+    assert pyproj.CRS(describe_raster(path, src_crs="EPSG:32645").crs_wkt).to_epsg() == 32633

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from affine import Affine
+
 from geoseg.errors import SourceError
 from geoseg.imagery.remote import ask_again, fetch, is_bucket, is_remote, name_of, plain_path
 from geoseg.imagery.source import missing, open_raster, raster_crs
@@ -186,7 +188,8 @@ def _is_image(path: Path) -> bool:
         return True
     try:
         with open_raster(path) as src:
-            return raster_crs(src) is not None
+            # one with a world file is meant, even where its CRS is named elsewhere
+            return raster_crs(src) is not None or not src.transform.almost_equals(Affine.identity())
     except SourceError:
         return False
 

@@ -194,20 +194,32 @@ def _with_reason(error: BaseException, reason: SourceError) -> GeosegError:
 
 @contextmanager
 def _open_in_bucket(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
-    """Open an object through GDAL, which knows how to sign; it may choose among our drivers."""
-    drivers = sorted(set(DRIVERS.values()))
+    """Open an object through GDAL, which knows how to sign; our drivers are tried one by one."""
     with rasterio.Env(**bucket_options(), CPL_VSIL_CURL_ALLOWED_EXTENSIONS=_beside_object(path)):
-        try:
-            with _quietly():
-                src = rasterio.open(path, driver=drivers, **options)
-        except (RasterioError, OSError) as error:
+        reason: Exception | None = None
+        for driver in _object_drivers(path):
+            try:
+                with _quietly():
+                    src = rasterio.open(path, driver=driver, **options)
+                break
+            except (RasterioError, OSError) as error:
+                # the first is the one that the name promises
+                reason = reason or error
+        else:
             raise SourceError(
                 f"{path} does not open: there is no such object, this user may not read it, or it "
                 "is not GeoTIFF, COG, JPEG2000, PNG or JPEG; check the name and the credentials "
-                f"(GDAL: {error})"
-            ) from error
+                f"(GDAL: {reason})"
+            ) from reason
         with src:
             yield src
+
+
+def _object_drivers(path: str) -> list[str]:
+    """Return all drivers that are allowed, the likeliest first."""
+    suffixes = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    likely = suffixes.get(Path(path).suffix.lower(), "GTiff")
+    return [likely, *sorted(set(DRIVERS.values()) - {likely})]
 
 
 @lru_cache(maxsize=100_000)
@@ -318,7 +330,7 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
     path : str or Path
         As `open_raster` takes it.
     src_crs : str, optional
-        CRS of the raster, if its file has none.
+        CRS of the raster, if its file has none and no ``.prj`` of its name lies beside it.
 
     Returns
     -------
@@ -416,7 +428,7 @@ def raster_crs(src: DatasetReader) -> CRS | None:
                 return CRS.from_wkt(text, morph_from_esri_dialect=True)
             except (RasterioError, UnicodeDecodeError, OSError) as error:
                 raise SourceError(
-                    f"{beside} is no CRS that is understood ({error}); expected WKT as of ESRI, or "
+                    f"{beside} holds no CRS that is understood ({error}); expected WKT, as of ESRI, or "
                     "delete it and assign a CRS to the image"
                 ) from error
     return None
