@@ -24,6 +24,7 @@ from geoseg.errors import LabelError
 from geoseg.imagery.georef import polygons_to_pixels, working_grid
 from geoseg.imagery.read import read_window
 from geoseg.imagery.source import describe_raster, select_bands
+from geoseg.imagery.vector_files import why_not_opened
 from geoseg.records import BoolArray, GeometryArray, IntArray
 
 MIN_SIDE_PX = 3.0
@@ -57,7 +58,9 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
 
     if not path.is_file():
         raise LabelError(f"{path} does not exist; name a vector file with label polygons")
-    frame = geopandas.read_file(path, where=where, layer=layer)
+    if reason := why_not_opened(path):
+        raise LabelError(f"{path} {reason}")
+    frame = geopandas.read_file(path.absolute(), where=where, layer=layer)
     if frame.crs is None:
         raise LabelError(f"{path} has no CRS; assign one before training on it")
     if frame.empty:

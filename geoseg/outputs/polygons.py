@@ -20,6 +20,7 @@ import pyproj
 import shapely
 
 from geoseg.errors import RegionError
+from geoseg.imagery.vector_files import why_not_opened
 from geoseg.objects.count import Encoded, RegionCounter
 from geoseg.outputs.tables import GROUP_ROWS, read_vector
 
@@ -187,6 +188,9 @@ def _open_parquet(path: Path) -> PolygonFile | None:
 
 def _open_layer(path: Path, layer: str | None) -> PolygonFile | None:
     """Return what a layer says of itself; None where it must be read as a whole."""
+    if why_not_opened(path):
+        # who reads it as a whole says what is wrong
+        return None
     try:
         kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path)}
         spatial = [name for name, kind in kinds.items() if kind != "None"]
