@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CARD_VERSION = 1
+_BANDS = ("red", "green", "blue")
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class ModelCard:
     photographs, which takes imagery at its own."""
     architecture: Mapping[str, Any]
     """Arguments of the network's builder."""
-    bands: tuple[str, ...] = ("red", "green", "blue")
+    bands: tuple[str, ...] = _BANDS
     """What the input channels are, in order."""
     dtype: str = "uint8"
     """Pixel type of the training imagery."""
@@ -142,11 +144,75 @@ class ModelCard:
         missing = sorted({"name", "classes", "gsd_m", "architecture"} - set(values))
         if missing:
             raise ModelError(f"{where} lacks {missing}; a model card must have them")
-        return cls(**with_tuples(values))
+        given = with_tuples(values)
+        for f in fields(cls):
+            if f.name in given:
+                _check_kind(where, f.name, given[f.name], str(f.type))
+        _check_numbers(where, given)
+        return cls(**given)
 
     def to_json(self) -> str:
         """Return the card as JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float),
+                                       "bool": (bool,), "Mapping": (Mapping,)}  # fmt: skip
+_RANGES = {"tile_size": (32, 8192), "overlap": (0, 8191), "max_detections": (1, 100_000),
+           "proposals": (1, 1_000_000), "rpn_pre_nms": (1, 1_000_000), "gsd_m": (0.001, 1000),
+           "card_version": (1, CARD_VERSION)}  # fmt: skip
+"""What a card of somebody else may ask for."""
+_LARGEST = 4_096
+"""Largest whole number in an architecture: a wider layer fills the memory by itself."""
+_MAX_CARD_BYTES = 4_000_000
+
+
+def _check_kind(where: str, name: str, value: Any, annotation: str) -> None:
+    """Refuse a value that is not of its field's type; numbers must be finite."""
+    if value is None and annotation.endswith("| None"):
+        return
+    head, _, rest = annotation.partition("[")
+    many = head == "tuple"
+    inner = rest.partition(",")[0] if many else head.partition(" ")[0]
+    values = value if many else (value,)
+    kinds = _KINDS[inner]
+    good = isinstance(values, tuple) and all(
+        isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool)) for v in values
+    )
+    if good and many and "..." not in annotation:
+        good = len(values) == annotation.count(",") + 1
+    if not good:
+        raise ModelError(f"{where}: {name} is {str(value)[:80]!r}; expected {annotation}")
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+        raise ModelError(f"{where}: {name} is {value}; expected finite numbers")
+
+
+def _check_numbers(where: str, given: Mapping[str, Any]) -> None:
+    """Refuse numbers that no network was made for."""
+    for name, (low, high) in _RANGES.items():
+        value = given.get(name)
+        if value is not None and not low <= value <= high:
+            raise ModelError(f"{where}: {name} is {value}; expected {low} to {high}")
+    low, high = given.get("value_range", (0.0, 1.0))
+    if not low < high:
+        raise ModelError(f"{where}: value_range is {low} to {high}; expected a range")
+    for name in ("mean", "std"):
+        n = len(given.get("bands", _BANDS))
+        if name in given and len(given[name]) != n:
+            raise ModelError(f"{where}: {name} has {len(given[name])} numbers for {n} bands")
+    if any(not value > 0 for value in given.get("std", ())):
+        raise ModelError(f"{where}: std is {given['std']}; expected numbers above 0")
+    waiting = list(given["architecture"].items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        elif isinstance(value, tuple):
+            waiting += [(key, v) for v in value]
+        elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise ModelError(
+                f"{where}: architecture has {key} = {str(value)[:40]}; at most {_LARGEST}"
+            )
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard, *, half: bool = False) -> Path:
@@ -182,13 +248,16 @@ def read_card(path: Path) -> ModelCard:
     """
     card_path = path.with_suffix(".json")
     try:
+        if card_path.stat().st_size > _MAX_CARD_BYTES:
+            raise ModelError(f"{card_path} has more than {_MAX_CARD_BYTES:,} bytes; it is no card")
         values = json.loads(card_path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
             f"{path} has no card; expected {card_path.name} beside it (geoseg train writes one)"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{card_path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits, brackets in brackets
+        raise ModelError(f"{card_path} is not valid JSON: {str(error)[:300]}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{card_path} is not a model card; expected a JSON object")
     return ModelCard.from_dict(values, str(card_path))
