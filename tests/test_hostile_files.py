@@ -135,7 +135,7 @@ def test_cards_with_absurd_values_are_refused(tmp_path, field):
 )
 def test_cards_that_are_no_cards_are_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ModelError, match="not valid JSON|not a model card|it is no card"):
+    with pytest.raises(ModelError, match=r"not valid JSON|not a model card|it is no card"):
         read_card(tmp_path / "a.safetensors")
 
 
@@ -167,7 +167,7 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
 def test_weights_with_hostile_headers_are_refused(tmp_path, name):
     path = weights_file(tmp_path / "a.safetensors", *BAD_WEIGHTS[name])
-    with pytest.raises(ModelError, match="not a readable safetensors file|not finite"):
+    with pytest.raises(ModelError, match=r"not a readable safetensors file|not finite"):
         load_card_and_weights(path)
 
 
@@ -196,7 +196,7 @@ def asked():
             self.send_response(200)
             self.end_headers()
 
-        do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_GET  # noqa: N815
 
         def log_message(self, *args):
             pass
@@ -321,9 +321,10 @@ def test_databases_that_are_no_geopackage_are_refused(tmp_path):
 
 BAD_SHAPES = {
     "null": None,
-    "nan": {"type": "Polygon", "coordinates": [[[float("nan"), 0], [1, 0], [1, 1], [0, 0]]]},
-    "huge": {"type": "Polygon", "coordinates": [[[1e308, 0], [1e308, 1e308], [0, 1e308], [1, 1]]]},
-    "open": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0]]]},
+    "nan": {"type": "Polygon", "coordinates": [[[0, 0], [float("nan"), 0], [1, 1], [0, 0]]]},
+    "huge": {"type": "Polygon", "coordinates": [[[0, 0], [1e308, 1e308], [0, 1e308], [0, 0]]]},
+    "open": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1]]]},
+    "two points": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0]]]},
     "no ring": {"type": "Polygon", "coordinates": []},
     "text": {"type": "Polygon", "coordinates": [[["a", "b"], [1, 0], [1, 1], ["a", "b"]]]},
     "unknown": {"type": "Pentagon", "coordinates": []},
@@ -340,12 +341,12 @@ def test_regions_of_bad_shape_end_in_a_count_or_a_message(tmp_path, name, capsys
     objects = tmp_path / "objects.geojson"
     objects.write_text(collection())
     bad = FEATURE | {"geometry": BAD_SHAPES[name]}
-    for others, most in (([], 2), ([FEATURE], 0)):
+    for others in ([], [FEATURE]):
         regions = tmp_path / "regions.geojson"
         regions.write_text(json.dumps({"type": "FeatureCollection", "features": [*others, bad]}))
         code = main(["count", str(objects), str(regions), "--json"])
         out, err = capsys.readouterr()
-        assert code in ({0, 2} if most else {0, 2}), err
+        assert code in (0, 2), err
         assert "Traceback" not in err
         assert "internal error" not in err
         if code == 0:
@@ -419,7 +420,8 @@ def test_whatever_images_are_called_nothing_is_written_elsewhere(tmp_path, name,
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".parquet", ".fgb", ".coco.json"])
 def test_class_names_come_back_as_they_were_from_every_format(tmp_path, spots, suffix):
     out = tmp_path / f"o{suffix}"
-    found = run_detect(job_over(spots("a.tif"), output=out), Named(HOSTILE_CLASSES))
+    whole = {"tile_size": 224, "supertile_size": 224}
+    found = run_detect(job_over(spots("a.tif"), output=out, **whole), Named(HOSTILE_CLASSES))
     assert found.exit_code == 0
     if suffix == ".coco.json":
         coco = json.loads(out.read_text())
@@ -430,7 +432,7 @@ def test_class_names_come_back_as_they_were_from_every_format(tmp_path, spots, s
         table = read(out, **({"layer": "objects"} if suffix == ".gpkg" else {}))
         seen = set(table["class"])
     assert seen == set(HOSTILE_CLASSES)
-    page = (tmp_path / "o.geoseg-run" / "report.html").read_text()
+    page = next(tmp_path.glob("*.geoseg-run/report.html")).read_text()
     assert "<script>window.hacked" not in page
     if suffix == ".gpkg":
         with sqlite3.connect(out) as database:

@@ -202,12 +202,17 @@ def _check_numbers(where: str, given: Mapping[str, Any]) -> None:
             raise ModelError(f"{where}: {name} has {len(given[name])} numbers for {n} bands")
     if any(not value > 0 for value in given.get("std", ())):
         raise ModelError(f"{where}: std is {given['std']}; expected numbers above 0")
-    waiting = list(given["architecture"].items())
+    _check_architecture(where, given["architecture"])
+
+
+def _check_architecture(where: str, architecture: Mapping[str, Any]) -> None:
+    """Refuse sizes that would fill the memory before weights are compared with them."""
+    waiting: list[tuple[str, Any]] = list(architecture.items())
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, Mapping):
             waiting += value.items()
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             waiting += [(key, v) for v in value]
         elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
             raise ModelError(

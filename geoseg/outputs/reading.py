@@ -14,7 +14,8 @@ from geoseg.errors import RegionError
 from geoseg.imagery.vector_files import DRIVERS, why_not_opened
 from geoseg.outputs.publish import first_line
 
-_UNREADABLE = (DataSourceError, DataLayerError, OSError, ValueError)
+# shapely's: a ring that is not closed
+_UNREADABLE = (DataSourceError, DataLayerError, OSError, ValueError, shapely.errors.ShapelyError)
 
 
 def read_vector(
