@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -159,6 +161,25 @@ class DetectSettings:
         self._check_driver()
         self._check_counting()
         self._check_outputs()
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse paths that no file can have, and a command that is none."""
+        written = {"--output": self.output, "--counts": self.counts}
+        for option, path in (*written.items(), *(("--also", path) for path in self.also)):
+            if path is not None:
+                _check_written_name(option, path)
+        read = {"--aoi": self.aoi, "--regions": self.regions, "--run-dir": self.run_dir}
+        for option, path in read.items():
+            if path is not None:
+                _check_name(option, path)
+        if self.notify is not None:
+            try:
+                words = shlex.split(self.notify)
+            except ValueError as error:
+                raise ConfigError(f"--notify is no command: {error}") from error
+            if not words or "\0" in self.notify:
+                raise ConfigError("--notify is empty or has a NUL in it; expected a command")
 
     @property
     def counting(self) -> bool:
@@ -274,6 +295,32 @@ def parse_resources(texts: tuple[str, ...] | None) -> tuple[tuple[str, float], .
     return tuple(found)
 
 
+def _check_name(option: str, path: Path) -> None:
+    """Refuse a path that no file can have."""
+    try:
+        usable = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{option} is {str(path)!a}, which no file can be called")
+
+
+def _check_written_name(option: str, path: Path) -> None:
+    """Refuse the path of something to write that would be no file or folder of its own."""
+    _check_name(option, path)
+    if not path.name or path.name == "..":
+        raise ConfigError(f"{option} is '{path}'; expected a name, such as out.gpkg")
+    if len(os.fsencode(path.name)) > _NAME_BYTES:
+        raise ConfigError(
+            f"{option} has a name of {len(os.fsencode(path.name))} bytes; at most {_NAME_BYTES} "
+            "leave room for what is written beside it"
+        )
+    if not path.name.isprintable():
+        raise ConfigError(
+            f"{option} is {path.name!a}; expected a name without line breaks or control characters"
+        )
+
+
 def _check_range(option: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
         raise ConfigError(f"{option} is {value}; expected {low} to {high}")
@@ -322,7 +369,20 @@ class CountSettings:
         if self.regions is None and self.grid is None:
             raise ConfigError("no regions to count in; name a file of polygons, or give --grid")
         _check_counting(self.rule, self.regions, self.grid)
+        if self.output is not None:
+            _check_written_name("--output", self.output)
+        for option, path in (("objects", self.objects), ("regions", self.regions)):
+            if path is not None:
+                _check_name(option, path)
 
+
+MAX_TOML_BYTES = 1_000_000
+"""Size that a job file or training file may have."""
+_KEY_PARTS = 100
+_NO_KEY = re.compile(r"""[^\w\-."' \t]""")
+"""What cannot stand inside a dotted key."""
+_NAME_BYTES = 180
+"""A name that leaves room for what is written beside it: run directory, scratch folder."""
 
 _TABLES: dict[str, type[DetectSettings] | type[CountSettings]] = {
     "detect": DetectSettings,
@@ -349,15 +409,7 @@ def read_job(path: Path) -> DetectSettings | CountSettings:
         If the file is missing, is no TOML, has not one of these tables, lacks a key, or has an
         unknown key or a value of the wrong type.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; name a job file (TOML)") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a job file") from error
-    except (ValueError, RecursionError) as error:
-        # ^ ValueError: of TOML, of UTF-8, and of numbers with thousands of digits
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path, "job file")
     if unknown := sorted(set(tables) - set(_TABLES)):
         raise ConfigError(f"{path}: unknown table [{unknown[0]}]; expected [detect] or [count]")
     found = [name for name in _TABLES if isinstance(tables.get(name), dict)]
@@ -368,6 +420,49 @@ def read_job(path: Path) -> DetectSettings | CountSettings:
             "geoseg count"
         )
     return settings_from(found[0], tables[found[0]], path)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file that somebody else may have written.
+
+    Parameters
+    ----------
+    path : Path
+        At most `MAX_TOML_BYTES`; a byte order mark, as Windows editors write it, is skipped.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, too large, no TOML, or nested so deep that reading it would take
+        hours.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TOML_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; name a {what} (TOML)") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); name a {what} (TOML)") from error
+    if len(data) > MAX_TOML_BYTES:
+        raise ConfigError(
+            f"{path} has more than {MAX_TOML_BYTES:,} bytes; a {what} names images by folder or "
+            "glob where there are many"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+        # tomllib takes time with the square of the parts of a dotted key
+        if any(part.count(".") > _KEY_PARTS for part in _NO_KEY.split(text)):
+            raise ConfigError(
+                f"{path} has a key of more than {_KEY_PARTS} parts; expected one or two"
+            )
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deep; a {what} holds tables of values") from error
+    except ValueError as error:
+        # TOMLDecodeError, UnicodeDecodeError, numbers of thousands of digits
+        raise ConfigError(f"{path} is not valid TOML: {str(error)[:300]}") from error
 
 
 def settings_from(

@@ -86,3 +86,18 @@ class TooManyErrorsError(GeosegError):
     """More tiles failed than ``--max-errors`` allows."""
 
     exit_code = 4
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return text that no terminal takes for a command and every encoding can write.
+
+    Examples
+    --------
+    >>> printable("roof \x1b[31m"), printable("छत")
+    ('roof \\x1b[31m', 'छत')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )

@@ -209,3 +209,14 @@ def make() -> Rubbish:
 def make_classes() -> Rubbish:
     """Make a detector with odd classes."""
     return Rubbish("mask-bool", CLASSES[os.environ["RUBBISH"]])
+
+
+def __getattr__(name: str) -> Callable[[], Rubbish]:
+    """Return the factory of a kind: ``rubbish:kind_mask_nan``, ``rubbish:classes_twice``."""
+    head, _, kind = name.partition("_")
+    kind = kind.replace("_", "-")
+    if head == "kind" and kind in KINDS:
+        return lambda: Rubbish(kind)
+    if head == "classes" and kind in CLASSES:
+        return lambda: Rubbish("mask-bool", CLASSES[kind])
+    raise AttributeError(name)

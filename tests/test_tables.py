@@ -440,8 +440,11 @@ def test_read_vector_refuses_no_crs_and_no_polygons(tmp_path):
     with pytest.raises(RegionError, match="cannot be read"):
         read_vector(tmp_path / "plain.parquet")
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(RegionError, match="has no geometry"):
+    with pytest.raises(RegionError, match=r"cannot be read as a vector layer.*give a GeoPackage"):
         read_vector(tmp_path / "t.csv")
+    pyogrio.write_dataframe(pd.DataFrame({"a": [1]}), tmp_path / "t.gpkg")
+    with pytest.raises(RegionError, match="has no geometry"):
+        read_vector(tmp_path / "t.gpkg")
 
 
 def test_read_vector_does_not_guess_between_layers(tmp_path):

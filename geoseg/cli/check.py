@@ -13,6 +13,7 @@ import click
 
 from geoseg.cli.detect import command as detect
 from geoseg.cli.show import show_json, show_table
+from geoseg.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,15 +115,10 @@ def _lines(path: str) -> Progress:
         now = time.monotonic()
         if now - last >= LINE_EVERY_S:
             last = now
-            name = _printable(Path(path).name)
+            name = printable(Path(path).name)
             click.echo(f"{name}: {done} of {total} blocks read", err=True)
 
     return progress
-
-
-def _printable(text: str) -> str:
-    """Return text that no terminal takes for a command and every encoding can write."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _as_dict(report: ImageReport) -> dict[str, Any]:
@@ -151,13 +147,13 @@ def _show(reports: Sequence[ImageReport]) -> None:
         _show_statistics(opened)
     for name, report in zip(names, reports, strict=True):
         for problem in report.problems:
-            click.echo(f"{report.state.upper()}: {_printable(_with_name(problem, name))}")
+            click.echo(f"{report.state.upper()}: {printable(_with_name(problem, name))}")
         if report.loss is not None and report.loss.place:
             click.echo(
                 f"  lost of {name}: {report.loss.share:.1%} of its blocks, {report.loss.place}"
             )
         for note in report.notes:
-            click.echo(f"note: {name}: {_printable(note)}")
+            click.echo(f"note: {name}: {printable(note)}")
     states = Counter(report.state for report in reports)
     seconds = sum(report.seconds for report in reports)
     click.echo(
@@ -176,7 +172,7 @@ def _names(reports: Sequence[ImageReport]) -> list[str]:
     names = [Path(report.path).name or report.path for report in reports]
     if len(set(names)) < len(names):
         names = [report.path for report in reports]
-    return [_printable(name) for name in names]
+    return [printable(name) for name in names]
 
 
 def _row(report: ImageReport) -> list[Any]:
@@ -190,7 +186,7 @@ def _row(report: ImageReport) -> list[Any]:
         f"{facts.width} x {facts.height}",
         f"{facts.bands} {facts.dtype} {''.join(colors).strip()}",
         facts.gsd_m,
-        _printable(facts.crs) if facts.crs else "none",
+        printable(facts.crs) if facts.crs else "none",
         facts.mask,
         f"{shape} {facts.codec}",
         " ".join(map(str, facts.overviews)) or "none",

@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 import geoseg
-from geoseg.errors import GeosegError
+from geoseg.errors import GeosegError, printable
 from geoseg.redact import RedactingFilter, guard_logs, redact
 
 VERBS = {
@@ -102,7 +102,9 @@ class _Formatter(logging.Formatter):
         """Return the line of a record."""
         name = f" {record.name}:" if self._with_name else ""
         level = "" if record.levelno <= logging.INFO else f" {record.levelname.lower()}:"
-        return f"{self.formatTime(record, self.datefmt)}{name}{level} {record.message}"
+        # names of files and classes, and GDAL's words about them, may come from anybody
+        message = printable(record.message, keep="\n")
+        return f"{self.formatTime(record, self.datefmt)}{name}{level} {message}"
 
     def usesTime(self) -> bool:  # noqa: N802  # logging's name
         """Tell that the time is wanted."""
@@ -156,7 +158,8 @@ def _misused(error: click.ClickException) -> int:
         return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
     where = "" if context is None else f" (see {context.command_path} --help)"
-    click.echo(f"geoseg: error: {redact(error.format_message().rstrip('.'))}{where}", err=True)
+    said = printable(redact(error.format_message().rstrip(".")), keep="\n")
+    click.echo(f"geoseg: error: {said}{where}", err=True)
     return error.exit_code
 
 
@@ -164,8 +167,8 @@ def _fail(error: Exception, message: str, exit_code: int, *, ours: bool = False)
     """Say what went wrong in one line, after the traceback where it is wanted."""
     if _verbose():
         _log.debug("error in full", exc_info=error)
-    line = " ".join(part.strip() for part in message.splitlines())
-    click.echo(f"geoseg: {'' if ours else 'error: '}{redact(line)}", err=True)
+    line = printable(redact(" ".join(part.strip() for part in message.splitlines())))
+    click.echo(f"geoseg: {'' if ours else 'error: '}{line}", err=True)
     return exit_code
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from geoseg.errors import printable
 from geoseg.redact import redact_all
 
 Rows = Sequence[Sequence[Any]]
@@ -36,7 +37,7 @@ def show_table(columns: Sequence[str], rows: Rows, *, totals: Rows = ()) -> None
     if sys.stdout.isatty():
         _show_rich(columns, lines, ends, numeric)
         return
-    table = [list(columns), *lines, *ends]
+    table = [list(map(as_text, columns)), *lines, *ends]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     for row in table:
         cells = zip(row, widths, numeric, strict=True)
@@ -50,7 +51,7 @@ def as_text(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
-    return " ".join(str(value).split())
+    return printable(" ".join(str(value).split()))
 
 
 def _show_rich(
@@ -64,7 +65,7 @@ def _show_rich(
 
     table = Table(box=box.SIMPLE_HEAD)
     for name, right in zip(columns, numeric, strict=True):
-        table.add_column(Text(name), justify="right" if right else "left")
+        table.add_column(Text(as_text(name)), justify="right" if right else "left")
     for i, line in enumerate(lines):
         table.add_row(*map(Text, line), end_section=bool(ends) and i == len(lines) - 1)
     for line in ends:

@@ -424,12 +424,12 @@ def raster_crs(src: DatasetReader) -> CRS | None:
         beside = Path(src.name).with_suffix(suffix)
         if beside.is_file() and beside.stat().st_size <= _PRJ_BYTES:
             try:
-                text = beside.read_text(encoding="utf-8")
+                text = beside.read_text(encoding="utf-8-sig")
                 return CRS.from_wkt(text, morph_from_esri_dialect=True)
             except (RasterioError, UnicodeDecodeError, OSError) as error:
                 raise SourceError(
-                    f"{beside} holds no CRS that is understood ({error}); expected WKT, as of ESRI, or "
-                    "delete it and assign a CRS to the image"
+                    f"{beside} holds no CRS that is understood ({error}); expected WKT, as of "
+                    "ESRI, or delete it and name the CRS with --src-crs"
                 ) from error
     return None
 
@@ -449,7 +449,8 @@ def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | Non
             f"{path} has RPCs but no transform; orthorectify it first: "
             f"gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:... {path} ortho.tif"
         )
-    if crs is None and src_crs is not None:
+    if src.crs is None and src_crs is not None:
+        # one that is named goes before a .prj file
         crs = parse_crs(src_crs)
     if crs is None:
         raise SourceError(

@@ -131,6 +131,14 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise ConfigError(f"--run-dir {self.path} is a file; name a directory")
+        # the directory itself may be a link to a larger disk, but what we clear away in it not:
+        # somebody else could make us write into, or empty, another folder
+        for inside in (self.parts, self.tiles, self.joins, self.objects, self.path / MANIFEST):
+            if inside.is_symlink():
+                raise ConfigError(
+                    f"{inside} is a link to {inside.readlink()}; remove it, or name another "
+                    "--run-dir"
+                )
         manifest = self.read_manifest()
         # a run that was stopped before it wrote its manifest leaves these
         ours: tuple[str, ...] = ("lock*", "owner*.json", "stop", "token", EVENTS, f".{MANIFEST}.*")

@@ -24,6 +24,7 @@ from geoseg.errors import LabelError
 from geoseg.imagery.georef import polygons_to_pixels, working_grid
 from geoseg.imagery.read import read_window
 from geoseg.imagery.source import describe_raster, select_bands
+from geoseg.imagery.vector_files import why_not_opened
 from geoseg.records import BoolArray, GeometryArray, IntArray
 
 MIN_SIDE_PX = 3.0
@@ -57,8 +58,10 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
 
     if not path.is_file():
         raise LabelError(f"{path} does not exist; name a vector file with label polygons")
+    if reason := why_not_opened(path):
+        raise LabelError(f"{path} {reason}")
     try:
-        frame = geopandas.read_file(path, where=where, layer=layer)
+        frame = geopandas.read_file(path.absolute(), where=where, layer=layer)
     except Exception as error:
         # a broken file makes GDAL, GEOS and pyogrio raise whatever comes to pass in them
         asked = f" where {where}" if where else ""

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from geoseg.config import wrong_type
+from geoseg.config import read_toml, wrong_type
 from geoseg.errors import ConfigError
 from geoseg.learning.labels import Augmentation, ChipSampler, check_site, load_site
 from geoseg.models.card import ModelCard, save_model, with_tuples
@@ -100,14 +99,7 @@ def read_training_file(path: Path) -> TrainingFile:
     ConfigError
         If the file is missing, is no TOML, or has keys that mean nothing.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; name a training file (TOML)") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a file") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path, "training file")
     for name in ("train", "card"):
         if not isinstance(table.get(name, {}), dict):
             raise ConfigError(f"{path}: {name} is {table[name]!r}; expected a table [{name}]")

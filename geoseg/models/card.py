@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CARD_VERSION = 1
+_BANDS = ("red", "green", "blue")
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class ModelCard:
     photographs, which takes imagery at its own."""
     architecture: Mapping[str, Any]
     """Arguments of the network's builder."""
-    bands: tuple[str, ...] = ("red", "green", "blue")
+    bands: tuple[str, ...] = _BANDS
     """What the input channels are, in order."""
     dtype: str = "uint8"
     """Pixel type of the training imagery."""
@@ -143,13 +144,57 @@ class ModelCard:
         missing = sorted({"name", "classes", "gsd_m", "architecture"} - set(values))
         if missing:
             raise ModelError(f"{where} lacks {missing}; a model card must have them")
-        if wrong := wrong_type(cls, values):
+        given = with_tuples(values)
+        if wrong := wrong_type(cls, given):
             raise ModelError(f"{where}: {wrong}")
-        return cls(**with_tuples(values))
+        _check_numbers(where, given)
+        return cls(**given)
 
     def to_json(self) -> str:
         """Return the card as JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+_RANGES = {"tile_size": (32, 8192), "overlap": (0, 8191), "max_detections": (1, 100_000),
+           "proposals": (1, 1_000_000), "rpn_pre_nms": (1, 1_000_000), "gsd_m": (0.001, 1000),
+           "card_version": (1, CARD_VERSION)}  # fmt: skip
+"""What a card of somebody else may ask for."""
+_LARGEST = 4_096
+"""Largest whole number in an architecture: a wider layer fills the memory by itself."""
+_MAX_CARD_BYTES = 4_000_000
+
+
+def _check_numbers(where: str, given: Mapping[str, Any]) -> None:
+    """Refuse numbers that no network was made for."""
+    for name, (low, high) in _RANGES.items():
+        value = given.get(name)
+        if value is not None and not low <= value <= high:
+            raise ModelError(f"{where}: {name} is {value}; expected {low} to {high}")
+    low, high = given.get("value_range", (0.0, 1.0))
+    if not low < high:
+        raise ModelError(f"{where}: value_range is {low} to {high}; expected a range")
+    for name in ("mean", "std"):
+        n = len(given.get("bands", _BANDS))
+        if name in given and len(given[name]) != n:
+            raise ModelError(f"{where}: {name} has {len(given[name])} numbers for {n} bands")
+    if any(not value > 0 for value in given.get("std", ())):
+        raise ModelError(f"{where}: std is {given['std']}; expected numbers above 0")
+    _check_architecture(where, given["architecture"])
+
+
+def _check_architecture(where: str, architecture: Mapping[str, Any]) -> None:
+    """Refuse sizes that would fill the memory before weights are compared with them."""
+    waiting: list[tuple[str, Any]] = list(architecture.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        elif isinstance(value, tuple | list):
+            waiting += [(key, v) for v in value]
+        elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise ModelError(
+                f"{where}: architecture has {key} = {str(value)[:40]}; at most {_LARGEST}"
+            )
 
 
 def save_model(path: Path, model: nn.Module, card: ModelCard, *, half: bool = False) -> Path:
@@ -185,6 +230,8 @@ def read_card(path: Path) -> ModelCard:
     """
     card_path = path.with_suffix(".json")
     try:
+        if card_path.stat().st_size > _MAX_CARD_BYTES:
+            raise ModelError(f"{card_path} has more than {_MAX_CARD_BYTES:,} bytes; it is no card")
         values = json.loads(card_path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
@@ -193,7 +240,8 @@ def read_card(path: Path) -> ModelCard:
     except OSError as error:
         raise ModelError(f"{card_path} cannot be read ({error.strerror}); check it") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{card_path} is not valid JSON: {error}") from error
+        # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits, brackets in brackets
+        raise ModelError(f"{card_path} is not valid JSON: {str(error)[:300]}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{card_path} is not a model card; expected a JSON object")
     return ModelCard.from_dict(values, str(card_path))

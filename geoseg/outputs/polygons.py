@@ -20,6 +20,7 @@ import pyproj
 import shapely
 
 from geoseg.errors import RegionError
+from geoseg.imagery.vector_files import why_not_opened
 from geoseg.objects.count import Encoded, RegionCounter
 from geoseg.outputs.reading import check_place, reading
 from geoseg.outputs.tables import GROUP_ROWS, read_vector
@@ -203,6 +204,9 @@ def _layer_of_objects(path: Path) -> str | None:
 
 def _open_layer(path: Path, layer: str | None) -> PolygonFile | None:
     """Return what a layer says of itself; None where it must be read as a whole."""
+    if why_not_opened(path):
+        # who reads it as a whole says what is wrong
+        return None
     try:
         with reading(path):
             layer = layer or _layer_of_objects(path)

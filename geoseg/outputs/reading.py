@@ -15,6 +15,7 @@ import pyproj
 import shapely
 
 from geoseg.errors import GeosegError, RegionError
+from geoseg.imagery.vector_files import DRIVERS, why_not_opened
 from geoseg.outputs.broken import REFUSED, read_broken
 from geoseg.outputs.publish import first_line
 
@@ -61,7 +62,7 @@ def read_vector(
     Parameters
     ----------
     path : str or Path
-        A vector file of any kind that GDAL reads, or GeoParquet.
+        A GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file, known by its first bytes.
     layer : str, optional
         Layer of the file; by default the only one with polygons, or the one called ``what``.
     what : str
@@ -144,10 +145,14 @@ def _read_any(path: Path, layer: str | None, what: str, where: str | None) -> gp
                 "select the rows first, or give a GeoPackage"
             )
         return gpd.read_parquet(path)
+    if reason := why_not_opened(path):
+        raise RegionError(f"{what} file {path} {reason}")
+    # GDAL would take what stands before a colon for a driver
+    path = path.absolute()
     name = _choose_layer(path, layer, what)
-    if pyogrio.read_info(path, layer=name)["driver"] == "OGR_VRT":
-        # whatever its suffix says: it would read files and addresses that the user never named
-        raise RegionError(f"{what} file {path} is a virtual file (VRT); give the file it refers to")
+    driver = pyogrio.read_info(path, layer=name)["driver"]
+    if driver not in DRIVERS:
+        raise RegionError(f"{what} file {path} is {driver}; expected one of {', '.join(DRIVERS)}")
     try:
         return pyogrio.read_dataframe(path, layer=name, where=where, use_arrow=True)
     except REFUSED:

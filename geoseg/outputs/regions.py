@@ -10,6 +10,7 @@ import pyogrio
 import pyproj
 
 from geoseg.errors import ConfigError, RegionError
+from geoseg.imagery.vector_files import why_not_opened
 from geoseg.objects.count import Calibrations
 from geoseg.objects.expected import Calibration
 from geoseg.outputs.reading import reading
@@ -77,6 +78,7 @@ def _read_without(path: Path, layer: str | None) -> gpd.GeoDataFrame:
     """Read a layer whose CRS is unknown; that it can be read is known already."""
     if path.suffix.lower() in {".parquet", ".geoparquet"}:
         return gpd.read_parquet(path)
+    path = path.absolute()
     names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     chosen = layer or ("regions" if "regions" in names else names[0])
     return pyogrio.read_dataframe(path, layer=chosen)
@@ -103,7 +105,7 @@ def read_imaged(path: str | Path) -> gpd.GeoDataFrame:
 
 def has_coverage(path: Path) -> bool:
     """Tell whether a file of objects also says where was looked."""
-    if path.suffix.lower() != ".gpkg" or not path.is_file():
+    if path.suffix.lower() != ".gpkg" or why_not_opened(path):
         return False
     try:
         with reading(path):
