@@ -169,7 +169,8 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
             # describe_raster refuses what has no georeference; the warning would come on top
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             src = rasterio.open(file.absolute(), driver=driver, **options)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, OSError, UnicodeDecodeError) as error:
+        # ^ of text in the header that is none, such as a CRS of random bytes
         raise SourceError(
             f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
         ) from error
