@@ -169,7 +169,7 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
             # describe_raster refuses what has no georeference; the warning would come on top
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             src = rasterio.open(file.absolute(), driver=driver, **options)
-    except (RasterioError, OSError, UnicodeDecodeError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError) as error:
         # ^ of text in the header that is none, such as a CRS of random bytes
         raise SourceError(
             f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
@@ -181,6 +181,11 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
                 f"image without it: gdal_translate -co COPY_SRC_OVERVIEWS=NO {path} out.tif"
             )
         yield src
+    except (CPLE_BaseError, UnicodeDecodeError) as error:
+        # what is wrong with a header may show only when a property is asked for
+        raise SourceError(
+            f"{path}: the {driver} file is broken; copy it again (GDAL: {error})"
+        ) from error
     finally:
         src.close()
 
