@@ -78,6 +78,8 @@ class TrainSettings:
         for name in ("steps", "batch", "chip_px", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"[train] {name} is {getattr(self, name)}; expected at least 1")
+        if not 0.001 <= self.gsd_m <= 1000:
+            raise ConfigError(f"[train] gsd_m is {self.gsd_m}; expected 0.001 to 1000 metres")
         if not self.classes:
             raise ConfigError("[train] classes is empty; name at least one class")
 

@@ -382,6 +382,12 @@ training(
 )
 training("a pixel size of words", "gsd_m = 0.1", 'gsd_m = ["x"]', "gsd_m is .*; expected float")
 training(
+    "a pixel size of 10**30", "gsd_m = 0.1", f"gsd_m = {10**30}", "gsd_m is 10+; expected float"
+)
+training(
+    "a pixel size of a country", "gsd_m = 0.1", "gsd_m = 1e6", "gsd_m is 1000000.0; expected 0.001"
+)
+training(
     "a table of settings that is a number",
     "[train]",
     "train = 5\n[other]",
