@@ -518,9 +518,7 @@ def _is_of(value: Any, kind: Any) -> bool:
         kinds = (parts[0],) * len(value) if parts[-1] is Ellipsis else parts
         return len(value) == len(kinds) and all(map(_is_of, value, kinds))
     if kind in (int, float):
-        number = isinstance(value, int if kind is int else int | float)
-        # an int may be too large for a float
-        return number and not isinstance(value, bool) and -1e300 < value < 1e300
+        return _is_number(value, kind)
     return isinstance(value, origin or kind)
 
 
@@ -530,6 +528,13 @@ def _beside(job: Path, image: str) -> str:
         return image
     mark = "@" if image.startswith("@") else ""
     return f"{mark}{job.parent / image.removeprefix('@')}"
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    if isinstance(value, int):
+        # larger ones numpy keeps as objects
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return kind is float and isinstance(value, float) and math.isfinite(value)
 
 
 def _names_file(key: str, value: str) -> bool:
@@ -544,6 +549,9 @@ def _typed(path: Path, table: str, key: str, value: Any, annotation: str) -> Any
     wrong = ConfigError(
         f"{path}: {key} = {value!r} in [{table}]; expected {annotation.removesuffix(' | None')}"
     )
+    if any("\0" in text for text in (value if isinstance(value, list) else [value])
+           if isinstance(text, str)):  # fmt: skip
+        raise ConfigError(f"{path}: {key} in [{table}] holds a null character; remove it")
     if key in _LISTS:
         single = isinstance(value, str) and key in ("images", "also")
         values = [value] if single else value

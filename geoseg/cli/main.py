@@ -86,9 +86,16 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     _log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    # what fails where nobody can catch it, such as in GDAL's calls of rasterio's log
+    sys.unraisablehook = _unraisable
     # Python's warnings speak to programmers: what concerns users is logged or raised
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
+
+
+def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """Tell of an exception that nobody could catch; only where errors are wanted in full."""
+    _log.debug("ignored in %r: %r", failure.object, failure.exc_value)
 
 
 class _Formatter(logging.Formatter):

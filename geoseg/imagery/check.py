@@ -91,6 +91,8 @@ _OVERVIEW_SIDE_PX = 512
 """Statistics come from the coarsest overview whose longer side has this much."""
 _READ_PX = 4_000_000
 """Blocks are read together up to this many pixels, and one by one only where that fails."""
+_MOST_FAILURES = 5_000
+"""Blocks that do not decode before reading ends: a header may claim millions."""
 _MAP_SIDE = 256
 """Most cells a side of a map of validity that is made from overviews."""
 _PROBES = 32
@@ -834,16 +836,21 @@ def _read_all(report: ImageReport, progress: Progress | None) -> ImageReport:
     problems = list(report.problems)
     if failed and loss is not None:
         problems.append(
-            f"{name} is damaged: {len(failed)} of {sizes[0]} blocks do not decode, "
+            f"{name} is damaged: {_many(failed)} of {sizes[0]} blocks do not decode, "
             f"{loss.place}; copy it again (GDAL: {failed[0].reason})"
         )
     if elsewhere:
         problems.append(
-            f"{name} is damaged: {len(elsewhere)} blocks of its overviews do not decode; build "
+            f"{name} is damaged: {_many(elsewhere)} blocks of its overviews do not decode; build "
             f"them again with gdaladdo (GDAL: {elsewhere[0].reason})"
         )
     damaged = report.damaged or bool(failed or elsewhere)
     return replace(report, problems=tuple(problems), damaged=damaged, loss=loss or report.loss)
+
+
+def _many(failed: Sequence[_Failure]) -> str:
+    """Return how many blocks failed, in words: reading ends at `_MOST_FAILURES`."""
+    return f"{'at least ' if len(failed) >= _MOST_FAILURES else ''}{len(failed)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -875,7 +882,7 @@ def _block_grid(src: DatasetReader) -> tuple[int, int]:
 
 
 def _failing(src: DatasetReader, done: _Counter) -> list[_Failure]:
-    """Read all blocks, many at a time, and one by one where that fails."""
+    """Read all blocks, many at a time, and one by one where that fails; not for ever."""
     rows, cols = src.block_shapes[0]
     down, across = _block_grid(src)
     at_once = max(1, min(across, _READ_PX // (rows * cols)))
@@ -889,6 +896,8 @@ def _failing(src: DatasetReader, done: _Counter) -> list[_Failure]:
                     reason = _reads(src, box)
                     if reason is not None:
                         failed.append(_Failure(box, reason))
+                    if len(failed) == _MOST_FAILURES:
+                        return failed
             done.add(n_blocks)
     return failed
 

@@ -68,6 +68,9 @@ _ALPHA_SAMPLE_PX = 64
 _ALPHA_SHARE = 0.5
 _PRJ_BYTES = 65_536
 
+_UNOPENED = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
+"""What opening raises; the last of text in the header that is none, such as a CRS of any bytes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -114,14 +117,19 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
         opened = _open_vrt(str(path), options)
     else:
         opened = _open_here(path, options)
-    with opened as src:
-        check_open(path, src)
-        if src.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-            raise SourceError(
-                f"{path} names another file as its overviews, which could be any file; copy the "
-                f"image without it: gdal_translate -co COPY_SRC_OVERVIEWS=NO {path} out.tif"
-            )
-        yield src
+    try:
+        with opened as src:
+            check_open(path, src)
+            if src.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+                raise SourceError(
+                    f"{path} names another file as its overviews, which could be any file; copy "
+                    "the image without it: gdal_translate -co COPY_SRC_OVERVIEWS=NO "
+                    f"{path} out.tif"
+                )
+            yield src
+    except (CPLE_BaseError, UnicodeDecodeError) as error:
+        # what is wrong with a header may show only when a property is asked for
+        raise SourceError(f"{path}: the file is broken; copy it again (GDAL: {error})") from error
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def _open_here(path: str | Path, options: dict[str, Any]) -> Iterator[DatasetRea
     try:
         with _quietly():
             src = rasterio.open(file.absolute(), driver=driver, **options)
-    except (RasterioError, OSError) as error:
+    except _UNOPENED as error:
         raise SourceError(
             f"{path}: the {driver} file is broken or truncated; copy it again (GDAL: {error})"
         ) from error
@@ -166,7 +174,7 @@ def _open_behind_http(path: str, options: dict[str, Any]) -> Iterator[DatasetRea
     try:
         with _quietly():
             src = rasterio.open(shelf.name, driver=driver, opener=shelf, **options)
-    except (RasterioError, OSError) as error:
+    except _UNOPENED as error:
         if shelf.error is not None:
             raise shelf.error from None
         raise SourceError(
@@ -202,7 +210,7 @@ def _open_in_bucket(path: str, options: dict[str, Any]) -> Iterator[DatasetReade
                 with _quietly():
                     src = rasterio.open(path, driver=driver, **options)
                 break
-            except (RasterioError, OSError) as error:
+            except _UNOPENED as error:
                 # the first is the one that the name promises
                 reason = reason or error
         else:
@@ -251,7 +259,7 @@ def _open_vrt(path: str, options: dict[str, Any]) -> Iterator[DatasetReader]:
     try:
         with _quietly():
             src = rasterio.open(vrt.text, driver="VRT", **options)
-    except (RasterioError, OSError) as error:
+    except _UNOPENED as error:
         raise SourceError(f"{vrt.path}: GDAL cannot open it ({error})") from error
     with src:
         yield src

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
-from geoseg.errors import ConfigError, GeosegError
+from geoseg.errors import ConfigError, GeosegError, OutputError
 from geoseg.jobs.events import EVENTS
 from geoseg.jobs.ledger import MANIFEST, REPORTED, RunDirectory
 from geoseg.jobs.parts import PartSummary, read_summary
@@ -62,10 +62,32 @@ def report_run(
     ConfigError
         If the directory holds no run, or one that has not finished.
     OutputError
-        If the page cannot be written, or exists.
+        If the page cannot be written, or exists, or what it is made from is damaged.
     """
     run_dir = Path(run_dir).expanduser()
     manifest = _finished_manifest(run_dir)
+    try:
+        return _write(run_dir, path, manifest, images, overwrite=overwrite)
+    except GeosegError:
+        raise
+    # a manifest or table with odd values in it: there are more ways than can be looked for
+    except Exception as error:
+        raise OutputError(
+            f"the page of {run_dir} cannot be made ({type(error).__name__}: {error}): {MANIFEST} "
+            "or a table there is damaged, or of another version; give the same geoseg detect "
+            "command again, with --overwrite if that does not help"
+        ) from error
+
+
+def _write(
+    run_dir: Path,
+    path: Path | None,
+    manifest: dict[str, Any],
+    images: Sequence[Path],
+    *,
+    overwrite: bool,
+) -> Path:
+    """Collect what is known of a run and write its page."""
     name = str((manifest.get("settings") or {}).get("output") or run_dir.name)
     facts = RunFacts(
         name=name,

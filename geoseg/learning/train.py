@@ -77,6 +77,8 @@ class TrainSettings:
         for name in ("steps", "batch", "chip_px", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"[train] {name} is {getattr(self, name)}; expected at least 1")
+        if not 0.001 <= self.gsd_m <= 1000:
+            raise ConfigError(f"[train] gsd_m is {self.gsd_m}; expected 0.001 to 1000 metres")
         if not self.classes:
             raise ConfigError("[train] classes is empty; name at least one class")
 
@@ -99,46 +101,50 @@ def read_training_file(path: Path) -> TrainingFile:
     ConfigError
         If the file is missing, is no TOML, or has keys that mean nothing.
     """
-    table = read_toml(path, "training file")
-    for name in ("train", "card"):
-        if not isinstance(table.get(name, {}), dict):
-            raise ConfigError(f"{path}: {name} is {table[name]!r}; expected a table [{name}]")
-    settings = _settings_of(path, with_tuples(table.get("train", {})))
+    table = _read_tables(path)
+    try:
+        settings = _settings(path, table.get("train", {}))
+    except TypeError as error:
+        raise ConfigError(f"{path}: [train] {error}") from error
     sites = table.get("sites")
     if not sites or not isinstance(sites, list):
         raise ConfigError(f"{path} has no [[sites]]; add at least one with image, labels and aoi")
     for number, site in enumerate(sites, 1):
         check_site(site, f"{path}: site {number}")
-    return TrainingFile(path, settings, tuple(table["sites"]), dict(table.get("card", {})))
+    return TrainingFile(path, settings, tuple(sites), dict(table.get("card", {})))
 
 
-def _settings_of(path: Path, train: dict[str, Any]) -> TrainSettings:
-    """Return the settings in a table [train]."""
-    try:
-        if "architecture" in train:
-            if not isinstance(train["architecture"], dict):
-                raise ConfigError(f"{path}: [train] architecture is no table")
-            if wrong := wrong_type(TrainSettings, {k: v for k, v in train.items() if k == "gsd_m"}):
-                raise ConfigError(f"{path}: [train] {wrong}")
-            train["architecture"] = Architecture.from_dict(
-                train["architecture"], gsd_m=train.get("gsd_m")
-            )
-        if "augmentation" in train:
-            train["augmentation"] = _augmentation(path, train["augmentation"])
-        train.setdefault("classes", ())
-        if wrong := wrong_type(TrainSettings, train):
-            raise ConfigError(f"{path}: [train] {wrong}")
-        return TrainSettings(**train)
-    except TypeError as error:
-        raise ConfigError(f"{path}: [train] {error}") from error
+def _read_tables(path: Path) -> dict[str, Any]:
+    """Read a TOML file whose tables are where they belong."""
+    table = read_toml(path, "training file")
+    train = table.get("train", {})
+    parts = {"train": train, "card": table.get("card", {})}
+    if isinstance(train, dict):
+        parts |= {k: train[k] for k in ("architecture", "augmentation") if k in train}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path}: {name} is {part!r}; expected a table")
+    return table
 
 
-def _augmentation(path: Path, values: Any) -> Augmentation:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: [train] augmentation is {values!r}; expected a table")
-    if wrong := wrong_type(Augmentation, values):
-        raise ConfigError(f"{path}: [train] augmentation: {wrong}")
-    return Augmentation(**with_tuples(values))
+def _settings(path: Path, table: dict[str, Any]) -> TrainSettings:
+    """Return the settings of a [train] table; a key that nobody knows raises TypeError."""
+    train = with_tuples(table)
+    if wrong := wrong_type(TrainSettings, {"gsd_m": train.get("gsd_m", 1.0)}):
+        raise ConfigError(f"{path}: [train] {wrong}")
+    if "architecture" in train:
+        train["architecture"] = Architecture.from_dict(
+            train["architecture"], gsd_m=train.get("gsd_m")
+        )
+    if "augmentation" in train:
+        values = with_tuples(train["augmentation"])
+        if wrong := wrong_type(Augmentation, values):
+            raise ConfigError(f"{path}: [train] augmentation: {wrong}")
+        train["augmentation"] = Augmentation(**values)
+    train.setdefault("classes", ())
+    if wrong := wrong_type(TrainSettings, train):
+        raise ConfigError(f"{path}: [train] {wrong}")
+    return TrainSettings(**train)
 
 
 class _Chips(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geoseg.config import wrong_type
 from geoseg.errors import ConfigError
 from geoseg.records import DoubleArray
 
@@ -108,6 +109,8 @@ class Calibration:
         ConfigError
             If a key is missing or unknown, or a value is out of range.
         """
+        if wrong := wrong_type(cls, values):
+            raise ConfigError(f"{where}: no calibration: {wrong}")
         try:
             given: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in values.items()

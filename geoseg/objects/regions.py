@@ -46,6 +46,7 @@ def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray,
     """
     given = np.asarray(geometries, dtype=object)
     result = np.where(shapely.is_missing(given), shapely.Polygon(), given).astype(object)
+    result = without_empty_parts(result)
     invalid = ~shapely.is_valid(result)
     if invalid.any():
         result[invalid] = shapely.make_valid(result[invalid], method="structure")
@@ -55,6 +56,23 @@ def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray,
         if shapely.is_empty(result[row]):
             result[row] = shapely.Polygon()
     return result, int(np.count_nonzero(invalid))
+
+
+def without_empty_parts(polygons: GeometryArray) -> GeometryArray:
+    """Take empty parts out of multipolygons: they are valid, and GEOS crashes over them.
+
+    ``shapely.segmentize`` of ``MULTIPOLYGON (EMPTY, ((0 0, 1 0, 1 1, 0 0)))`` ends the process
+    (GEOS 3.14.1); a GeoJSON file may hold one.
+    """
+    multi = np.flatnonzero(shapely.get_type_id(polygons) == 6)
+    parts, rows = shapely.get_parts(polygons[multi], return_index=True)
+    empty = shapely.is_empty(parts)
+    if not empty.any():
+        return polygons
+    result = polygons.copy()
+    for row in np.unique(rows[empty]):
+        result[multi[row]] = shapely.MultiPolygon(list(parts[(rows == row) & ~empty]))
+    return result
 
 
 def ellipsoid_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
@@ -268,7 +286,8 @@ def segmentize(polygons: GeometryArray, step: float, crs: pyproj.CRS) -> Geometr
     RegionError
         If a coordinate is not finite, or there would be more vertices than anyone has memory for.
     """
-    # an infinite edge, or one of 2**32 steps, ends in a signal within GEOS
+    polygons = without_empty_parts(np.asarray(polygons, dtype=object))
+    # an infinite edge, or one of 2**32 steps, ends in an error within GEOS, or in no memory
     finite = np.isfinite(shapely.get_coordinates(polygons)).all()
     if not finite or not float(shapely.length(polygons).sum()) / step < _MOST_VERTICES:
         raise RegionError(

@@ -98,6 +98,10 @@ def read_vector(
             f"{what} file {path} has no CRS, so it is unknown where on earth its polygons lie; "
             "set one, for example with: ogr2ogr -a_srs EPSG:CODE out.gpkg in.file"
         )
+    if len(twice := table.columns[table.columns.duplicated()]):
+        raise RegionError(
+            f"{what} file {path} has several fields called '{twice[0]}'; rename all but one"
+        )
     check_place(table.crs, f"{what} file {path}")
     kinds = shapely.get_type_id(table.geometry.to_numpy())
     if len(table) and not np.isin(kinds, (3, 6, 7)).any():

@@ -62,9 +62,9 @@ def _look_at_raster(rng: random.Random, name: str, *more: Command) -> Case:
         extra.append("--json")
     commands: list[Command] = [("check", name, *extra)]
     outputs: tuple[str, ...] = ()
-    if rng.random() < 0.2:
+    if rng.random() < 0.08:
         commands.append(("plan", name, "--no-probe", *RUN_ARGS))
-    if rng.random() < 0.05:
+    if rng.random() < 0.03:
         outputs = rng.choice(_DETECT)
         commands.append(("detect", name, "-o", outputs[0], *RUN_ARGS, "--no-report"))
     return Case((*commands, *more), outputs)
@@ -689,20 +689,20 @@ def run_directory(rng: random.Random, seeds: Path, folder: Path) -> Case:
 
 
 KINDS: dict[str, tuple[float, Make]] = {
-    "tiff-structure": (0.26, tiff_structure),
+    "tiff-structure": (0.38, tiff_structure),
     "tiff-bytes": (0.12, tiff_bytes),
     "pictures": (0.08, picture_bytes),
     "beside-tiff": (0.07, beside_tiff),
-    "job": (0.11, job_file),
-    "regions": (0.09, regions),
-    "objects": (0.06, objects),
-    "aoi": (0.03, area_of_interest),
-    "labels": (0.05, labels),
-    "checkpoint": (0.04, checkpoint),
-    "safetensors": (0.03, safetensors),
+    "job": (0.08, job_file),
+    "regions": (0.07, regions),
+    "objects": (0.05, objects),
+    "aoi": (0.02, area_of_interest),
+    "labels": (0.03, labels),
+    "checkpoint": (0.03, checkpoint),
+    "safetensors": (0.02, safetensors),
     "configuration": (0.01, configuration),
     "calibration": (0.01, calibration),
-    "run-directory": (0.04, run_directory),
+    "run-directory": (0.03, run_directory),
 }
 """Name to share of the files, and how one is made."""
 

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fuzz.kinds import KINDS, kind_of, make  # noqa: E402
 from fuzz.server import LIMIT_S, Ended, Server  # noqa: E402
+
+TOGETHER = 16
+"""Files that one process looks at, one after the other; alone only where something is found."""
 
 
 def make_seeds(folder: Path) -> None:
@@ -44,48 +48,77 @@ def make_seeds(folder: Path) -> None:
         raise RuntimeError(f"the seeds could not be written:\n{done.stderr}")
 
 
-def fuzz(
-    numbers: list[int],
-    seed: int,
-    seeds: Path,
-    work: Path,
-    *,
-    kind: str | None,
-    limit_s: float,
-    keep: Path | None,
-) -> Iterator[dict[str, Any]]:
-    """Run files one after the other in one server; yield what was found of each."""
-    root = work / "room"
-    servers: dict[bool, Server] = {}
-    with ExitStack() as stack:
-        for number in numbers:
-            which = kind or kind_of(seed, number)
-            (root / "case").mkdir(parents=True)
-            case = make(which, seed, number, seeds, root / "case")
-            if case.torch not in servers:
-                servers[case.torch] = stack.enter_context(Server(limit_s, case.torch))
-            server = servers[case.torch]
-            if keep is not None and len(numbers) == 1:
-                shutil.copytree(root / "case", keep / f"{which}-{number}", dirs_exist_ok=True)
-            ended = server.run(root / "case", case.commands, case.outputs)
-            if ended.timed_out:
-                # a busy machine is no hang: it must be slow twice
-                ended = server.run(root / "case", case.commands, case.outputs)
-            full = ""
-            if ended.findings and keep is not None:
-                target = keep / f"{which}-{seed}-{number}"
-                shutil.copytree(root / "case", target, dirs_exist_ok=True, symlinks=True)
-                if not ended.timed_out:
-                    full = _in_full(server, root, case.commands)
-            yield {"seed": seed, "number": number, "kind": which, "commands": case.commands,
-                   "ended": ended, "in_full": full}  # fmt: skip
-            shutil.rmtree(root)
+@dataclass(slots=True)
+class Fuzzer:
+    """Makes files and runs them, some at a time, in servers of its own; a context manager."""
+
+    seed: int
+    seeds: Path
+    work: Path
+    limit_s: float = LIMIT_S
+    kind: str | None = None
+    keep: Path | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _servers: dict[bool, Server] = field(default_factory=dict)
+
+    def __enter__(self) -> Fuzzer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def run(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """Run files; yield what each ended in."""
+        for start in range(0, len(numbers), TOGETHER):
+            made = [self._make(number) for number in numbers[start : start + TOGETHER]]
+            for needs in (False, True):
+                yield from self._run_together([m for m in made if m["case"].torch == needs])
+            shutil.rmtree(self.work)
+
+    def _make(self, number: int) -> dict[str, Any]:
+        kind = self.kind or kind_of(self.seed, number)
+        folder = self.work / str(number) / "case"
+        folder.mkdir(parents=True)
+        case = make(kind, self.seed, number, self.seeds, folder)
+        return {"seed": self.seed, "number": number, "kind": kind, "case": case, "folder": folder}
+
+    def _server(self, *, torch: bool) -> Server:
+        if torch not in self._servers:
+            self._servers[torch] = self._stack.enter_context(Server(self.limit_s, torch))
+        return self._servers[torch]
+
+    def _run_together(self, made: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run cases in one process, and again one by one where something is found."""
+        if not made:
+            return
+        server = self._server(torch=made[0]["case"].torch)
+        works = [(m["folder"], m["case"].commands, m["case"].outputs) for m in made]
+        ended = server.run_all(works)
+        if not ended.findings:
+            for m, seconds in zip(made, ended.each_s, strict=True):
+                yield m | {"seconds": seconds, "ended": None, "codes": ()}
+            yield {"codes": ended.codes}
+            return
+        for m in made:
+            shutil.rmtree(m["folder"].parent)
+            yield self._run_alone(server, self._make(m["number"]))
+
+    def _run_alone(self, server: Server, m: dict[str, Any]) -> dict[str, Any]:
+        folder, case, full = m["folder"], m["case"], ""
+        ended = server.run(folder, case.commands, case.outputs)
+        if ended.findings and self.keep is not None:
+            target = self.keep / f"{m['kind']}-{self.seed}-{m['number']}"
+            shutil.copytree(folder, target, dirs_exist_ok=True, symlinks=True)
+            if not ended.timed_out:
+                full = _in_full(server, folder, case.commands)
+        return m | {"seconds": ended.seconds, "codes": ended.codes, "in_full": full,
+                    "ended": ended if ended.findings else None}  # fmt: skip
 
 
-def _in_full(server: Server, root: Path, commands: Any) -> str:
+def _in_full(server: Server, folder: Path, commands: Any) -> str:
     """Return what a case that went wrong says with tracebacks."""
     told = [c if c[0].startswith("call:") else ("-v", *c) for c in commands]
-    return server.run(root / "case", told, ["*"]).err
+    return server.run(folder, told, ["*"]).err
 
 
 def main() -> int:
@@ -108,7 +141,7 @@ def main() -> int:
     totals: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     slowest: list[tuple[float, str, int]] = []
-    took: Counter[str] = Counter()
+    took: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory(prefix="geoseg-fuzz-") as folder:
         work = Path(folder)
         seeds = options.seeds or work / "seeds"
@@ -118,37 +151,40 @@ def main() -> int:
         print(f"seeds and imports: {time.monotonic() - begun:.0f} s", file=sys.stderr)
 
         def share(job: int) -> None:
-            for result in fuzz(
-                numbers[job :: options.jobs], options.seed, seeds, work / str(job),
-                kind=options.kind, limit_s=options.limit, keep=options.keep,
-            ):  # fmt: skip
-                ended: Ended = result["ended"]
-                totals[result["kind"]] += 1
-                codes.update(str(code) for code in ended.codes)
-                took[result["kind"]] += ended.seconds  # type: ignore[assignment]
-                slowest.append((ended.seconds, result["kind"], result["number"]))
-                slowest.sort(reverse=True)
-                del slowest[10:]
-                if ended.findings:
-                    found.append(result)
-                    _say(result)
-                if sum(totals.values()) % 500 == 0:
-                    _progress(sum(totals.values()), len(found), begun)
+            with Fuzzer(options.seed, seeds, work / str(job), options.limit, options.kind,
+                        options.keep) as fuzzer:  # fmt: skip
+                for result in fuzzer.run(numbers[job :: options.jobs]):
+                    codes.update(str(code) for code in result["codes"])
+                    if "number" not in result:
+                        continue
+                    totals[result["kind"]] += 1
+                    took[result["kind"]] += result["seconds"]
+                    slowest.append((result["seconds"], result["kind"], result["number"]))
+                    slowest.sort(reverse=True)
+                    del slowest[10:]
+                    if result["ended"] is not None:
+                        found.append(result)
+                        _say(result)
+                    if sum(totals.values()) % 500 == 0:
+                        _progress(sum(totals.values()), len(found), begun)
 
         with ThreadPoolExecutor(options.jobs) as pool:
             for future in [pool.submit(share, job) for job in range(options.jobs)]:
                 future.result()
     seconds = time.monotonic() - begun
     if options.keep is not None and found:
-        lines = [json.dumps(r | {"ended": _plain(r["ended"])}) for r in found]
+        lines = [json.dumps(_plain(result)) for result in found]
         with (options.keep / "found.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     _summary(totals, codes, slowest, found, seconds, took)
     return 1 if found else 0
 
 
-def _plain(ended: Ended) -> dict[str, Any]:
-    return {name: getattr(ended, name) for name in ended.__slots__} | {"findings": ended.findings}
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    ended: Ended = result["ended"]
+    told = {name: getattr(ended, name) for name in ("codes", "seconds", "err", "strays")}
+    about = {name: result[name] for name in ("seed", "number", "kind", "in_full")}
+    return about | {"commands": result["case"].commands, "findings": ended.findings} | told
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -157,7 +193,7 @@ def _say(result: dict[str, Any]) -> None:
     worst = [line for line in said if "internal error" in line or "cannot be judged" in line]
     print(
         f"{result['kind']} {result['number']}: {'; '.join(ended.findings)}\n"
-        f"    {result['commands']}\n    {(worst or said or [''])[-1][:300]}",
+        f"    {result['case'].commands}\n    {(worst or said or [''])[-1][:300]}",
         flush=True,
     )
 
@@ -173,7 +209,7 @@ def _summary(
     slowest: list[Any],
     found: list[Any],
     seconds: float,
-    took: Counter[str],
+    took: dict[str, float],
 ) -> None:
     bad = Counter(result["kind"] for result in found)
     for kind in KINDS:

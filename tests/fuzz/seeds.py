@@ -117,7 +117,7 @@ def _vectors(folder: Path) -> None:
             pyogrio.write_dataframe(crs, folder / f"{name}.{suffix}", driver=driver, layer=name)
         table.to_parquet(folder / f"{name}.parquet")
     calibration = {"scores": [0.0, 0.5, 1.0], "chance": [0.1, 0.6, 0.95], "sizes_m2": [10.0, 100.0],
-                   "missed": [0.2, 0.1, 0.05]}  # fmt: skip
+                   "missed": [0.2, 0.1]}  # fmt: skip
     (folder / "calibration.json").write_text(json.dumps(calibration), encoding="ascii")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import resource
 import select
@@ -17,12 +18,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 LIMIT_S = 10.0
-"""A case that takes longer hangs."""
+"""A case that takes longer hangs: of a processor's time, for a busy machine is slow with all."""
+WAIT = 6
+"""Times that limit by the clock, after which it hangs even if it did nothing."""
 MEMORY_BYTES = 3 << 30
 """Address space beyond what the server itself has: absurd allocations fail instead of swapping."""
 FILE_BYTES = 1 << 28
@@ -30,6 +34,10 @@ FILE_BYTES = 1 << 28
 ENDS = (0, 1, 2, 3, 4)
 """Exit codes that geoseg may end with."""
 ROOT = Path(__file__).parents[2]
+
+
+Work = tuple[Path, Sequence[Sequence[str]], Sequence[str]]
+"""Folder, commands and outputs of a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class Ended:
     err: str
     strays: tuple[str, ...]
     """Files that appeared, changed or vanished and are no output."""
+    each_s: tuple[float, ...] = ()
+    """Seconds of a processor's time of each case that came to its end."""
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -98,14 +108,19 @@ class Server:
 
         ``outputs`` are what they may write: names, or prefixes that end in '*'.
         """
-        request = {"folder": str(folder), "commands": commands, "outputs": outputs}
+        return self.run_all([(folder, commands, outputs)])
+
+    def run_all(self, cases: Sequence[Work]) -> Ended:
+        """Run several cases in one process, which is quicker; what is found is of any of them."""
+        names = ("folder", "commands", "outputs")
+        request = [dict(zip(names, (str(f), c, o), strict=True)) for f, c, o in cases]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the server ended; its stderr says why")
         values = json.loads(line)
-        return Ended(**values | {k: tuple(values[k]) for k in ("codes", "strays")})
+        return Ended(**values | {k: tuple(values[k]) for k in ("codes", "strays", "each_s")})
 
 
 def _import_all(*, with_torch: bool) -> None:
@@ -134,25 +149,36 @@ def _import_all(*, with_torch: bool) -> None:
     _warm_up()
 
 
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def _warm_up() -> None:
     """Let GDAL and PROJ read their tables once, and not in every child; nothing starts threads."""
-    import pyproj
-    import rasterio
-    from rasterio.io import MemoryFile
+    import contextlib
+    import io
+    import random
+    import tempfile
 
-    from geoseg.models.registry import find_card
+    from fuzz import tiff
+    from geoseg.cli.main import main as geoseg
 
-    find_card("buildings")
-    profile = {"driver": "GTiff", "width": 16, "height": 16, "count": 1, "dtype": "uint8"}
-    with MemoryFile() as file, file.open(**profile, crs="EPSG:32633") as dst:
-        dst.transform = rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 5.5e6)
-    for code in (32633, 4326, 3857):
-        pyproj.Transformer.from_crs(code, 4979, always_xy=True).transform(1.0, 2.0)
-    started = len(list(Path("/proc/self/task").iterdir()))
-    assert started == 1, f"{started} threads: a fork would lose them"
+    before = _threads()
+    picture = tiff.image(random.Random(1))
+    tiff.georeference(picture)
+    with tempfile.NamedTemporaryFile(suffix=".tif") as file, contextlib.redirect_stdout(
+        io.StringIO()
+    ), contextlib.redirect_stderr(io.StringIO()):  # fmt: skip
+        Path(file.name).write_bytes(tiff.write([picture]))
+        for command in (["check"], ["plan", "--no-probe", "--detector", "fuzz.targets:detector"]):
+            code = geoseg([*command, file.name])
+            assert code == 0, command
+    logging.getLogger().handlers.clear()
+    after = _threads()
+    assert after == before, f"{after - before} new threads: a fork would lose them"
 
 
-def _child(request: dict[str, Any], log: Path) -> None:
+def _child(request: list[dict[str, Any]], log: Path) -> None:
     """Run the commands of a case in this process, which ends here."""
     os.setpgid(0, 0)
     for number, name in ((1, "out"), (2, "err")):
@@ -164,19 +190,22 @@ def _child(request: dict[str, Any], log: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    os.chdir(request["folder"])
-    for name in ("TMPDIR", "HOME"):
-        os.environ[name] = str(Path(request["folder"]).parent / "tmp")
     import tempfile
 
     from fuzz.targets import run_command
 
-    tempfile.tempdir = None
     with (log / "codes").open("w", encoding="ascii", buffering=1) as codes:
-        for command in request["commands"]:
-            codes.write(f"{run_command(command)}\n")
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for case in request:
+            begun = time.process_time()
+            os.chdir(case["folder"])
+            for name in ("TMPDIR", "HOME"):
+                os.environ[name] = str(Path(case["folder"]).parent / "tmp")
+            tempfile.tempdir = None
+            for command in case["commands"]:
+                codes.write(f"code {run_command(command)}\n")
+                sys.stdout.flush()
+                sys.stderr.flush()
+            codes.write(f"seconds {time.process_time() - begun:.4f}\n")
     os._exit(0)
 
 
@@ -189,21 +218,30 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _may_change(name: str, outputs: Sequence[str]) -> bool:
-    return any(
-        name.startswith(f"case/{o[:-1]}") if o.endswith("*") else name == f"case/{o}"
-        for o in outputs
+def _strays(case: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Return what appeared, changed or vanished beside the outputs of a case."""
+    after = _files(Path(case["folder"]).parent)
+    return sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name)
+        and not any(
+            name.startswith(f"case/{o[:-1]}") if o.endswith("*") else name == f"case/{o}"
+            for o in case["outputs"]
+        )
     )
 
 
-def serve(request: dict[str, Any], log: Path, limit_s: float) -> Ended:
+def serve(request: list[dict[str, Any]], log: Path, limit_s: float) -> Ended:
     """Fork, wait and look."""
-    folder = Path(request["folder"])
-    # all that a case may touch lies in the folder of its folder
-    assert folder.name == "case"
-    (folder.parent / "tmp").mkdir(exist_ok=True)
+    before = []
+    for case in request:
+        folder = Path(case["folder"])
+        # all that a case may touch lies in the folder of its folder
+        assert folder.name == "case"
+        (folder.parent / "tmp").mkdir(exist_ok=True)
+        before.append(_files(folder.parent))
     (log / "codes").write_text("", encoding="ascii")
-    before = _files(folder.parent)
     begun = time.monotonic()
     process = os.fork()
     if process == 0:
@@ -213,32 +251,42 @@ def serve(request: dict[str, Any], log: Path, limit_s: float) -> Ended:
             os.write(2, f"fuzz: internal error: {error!r}\n".encode())
         finally:
             os._exit(70)
-    watched = os.pidfd_open(process)
-    poll = select.poll()
-    poll.register(watched, select.POLLIN)
-    timed_out = not poll.poll(limit_s * 1000)
-    if timed_out:
-        os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    os.close(watched)
+    status, timed_out = _wait(process, limit_s * (1 if len(request) == 1 else 3))
     seconds = time.monotonic() - begun
-    try:
-        # what it started and left behind
-        os.killpg(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    after = _files(folder.parent)
-    strays = sorted(
-        name
-        for name in before.keys() | after.keys()
-        if before.get(name) != after.get(name) and not _may_change(name, request["outputs"])
-    )
-    codes = [int(line) for line in (log / "codes").read_text(encoding="ascii").split()]
+    strays = [s for case, b in zip(request, before, strict=True) for s in _strays(case, b)]
+    notes = [line.split() for line in (log / "codes").read_text(encoding="ascii").splitlines()]
+    codes = [int(value) for what, value in notes if what == "code"]
+    each = tuple(float(value) for what, value in notes if what == "seconds")
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         codes.append(os.WEXITSTATUS(status))
     texts = [(log / n).read_text(encoding="utf-8", errors="replace") for n in ("out", "err")]
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    return Ended(tuple(codes), ended_by, timed_out, round(seconds, 4), *texts, tuple(strays))
+    timed_out |= len(request) > 1 and max(each, default=0.0) > limit_s
+    return Ended(tuple(codes), ended_by, timed_out, round(seconds, 4), *texts, tuple(strays), each)
+
+
+def _worked_s(process: int) -> float:
+    """Return the processor's time that a process has taken, seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait(process: int, limit_s: float) -> tuple[int, bool]:
+    """Wait for a process and end it in time; return its status and whether that was needed."""
+    watched = os.pidfd_open(process)
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    begun, timed_out = time.monotonic(), False
+    while not poll.poll(limit_s * 200) and not timed_out:
+        timed_out = time.monotonic() - begun > WAIT * limit_s or _worked_s(process) > limit_s
+    if timed_out:
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    os.close(watched)
+    with suppress(ProcessLookupError, PermissionError):
+        # what it started and left behind
+        os.killpg(process, signal.SIGKILL)
+    return status, timed_out
 
 
 def main() -> None:
