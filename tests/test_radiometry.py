@@ -21,6 +21,7 @@ from geoseg.config import DetectSettings, parse_scale, read_job
 from geoseg.errors import ConfigError, ModelError, SourceError
 from geoseg.imagery.check import check_image, read_statistics, sight_of
 from geoseg.imagery.radiometry import (
+    PROBABILITIES,
     BandStatistics,
     Expectation,
     Scaling,
@@ -31,6 +32,7 @@ from geoseg.imagery.radiometry import (
     plan_scaling,
     quantile,
     share_outside,
+    without_fill,
 )
 from geoseg.imagery.source import describe_raster
 from geoseg.jobs.pipeline import run_detect
@@ -97,12 +99,11 @@ def test_no_two_cases_share_a_name():
 
 def band(values: np.ndarray, number: int = 1, invalid: float = 0.0) -> BandStatistics:
     """Return the statistics of values, by numpy."""
-    from geoseg.imagery.radiometry import PROBABILITIES
-
     values = np.asarray(values, float)
+    shown, fill = without_fill(values)
     return BandStatistics(
         number, values.min(), values.max(), values.mean(), invalid, 0.0, 0.0, values.std(),
-        tuple(np.quantile(values, PROBABILITIES)),
+        tuple(np.quantile(shown, PROBABILITIES)), fill,
     )  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_looked_at_where_it_can_be(make_raster):
     info = describe_raster(path)
     with rasterio.open(path) as src:
         offset, size = (
-            int(src.tags(1, ns="TIFF", bidx=1).get(k) or src.get_tag_item(f"{k}_1_1", "TIFF", 1))
+            int(src.get_tag_item(f"{k}_1_1", "TIFF", bidx=1))
             for k in ("BLOCK_OFFSET", "BLOCK_SIZE")
         )
     data = bytearray(path.read_bytes())
@@ -240,7 +241,9 @@ def test_eight_bits_keep_their_black_and_white():
 
 def test_what_the_user_says_holds():
     sheets = [a_sight(0, 1000), a_sight(0, 255, "uint8")]
-    assert plan_scaling(sheets, ROOFS, "none") == [None, None]
+    deep, plain = plan_scaling(sheets, ROOFS, "none")
+    # what a detector says it takes is what it gets
+    assert (deep.keeps_values, deep.dtype, plain) == (True, "uint8", None)
     for scaling in plan_scaling(sheets, ROOFS, (10.0, 500.0)):
         assert (scaling.low, scaling.high, scaling.to_low, scaling.to_high) == (10, 500, 0, 255)
 

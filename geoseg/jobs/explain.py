@@ -220,7 +220,8 @@ def _removed(plan: RunPlan, run_dir: RunDirectory, summaries: Sequence[PartSumma
 
 
 def _below(value: float) -> str:
-    return f"{0.5 * value:.1g}"
+    """Return half of an area, as people write it."""
+    return f"{float(f'{0.5 * value:.1g}'):g}"
 
 
 # -- nothing was seen -------------------------------------------------------------------------
