@@ -16,6 +16,7 @@ import shapely
 from cases import check, run_case
 from eightbit import AnyRange, EightBit, Fractions
 
+import geoseg
 from geoseg.cli.main import main
 from geoseg.config import DetectSettings, parse_scale, read_job
 from geoseg.errors import ConfigError, ModelError, SourceError
@@ -407,6 +408,15 @@ def test_a_job_file_sets_the_scale(tmp_path):
     assert (parse_scale(settings.scale), settings.force) == ((100.0, 4000.0), True)
 
 
+def test_a_pair_sets_the_scale_in_python(tmp_path):
+    deep = image(tmp_path, convert=lambda v: v * 17, dtype="uint16")
+    pair = geoseg.detect(deep, detector=EightBit(), scale=(0, 4335.0), workers=1)
+    same_objects(pair, painted.truth())
+    assert any("0 to 4335 become 0 to 255" in note for note in pair.attrs["notes"])
+    none = geoseg.detect(deep, detector=EightBit(), scale="none", workers=1)
+    assert any("values reach" in note for note in none.attrs["notes"])
+
+
 # -- before the night -------------------------------------------------------------------------
 
 
@@ -470,6 +480,14 @@ def test_one_black_sheet_of_two_stops_nothing(tmp_path):
     assert any("black.tif: 100% of the valid pixels" in note for note in result.notes)
     with pytest.raises(SourceError, match=r"all bands.*--force runs it anyway"):
         run(black)
+
+
+def test_many_remarks_are_few_lines(tmp_path):
+    dark = [image(tmp_path, f"{i}.tif", lambda v, i=i: v / (30 + i), nodata=0.0) for i in range(8)]
+    plan = plan_run(DetectSettings(images=tuple(dark)), EightBit())
+    notes = plan.notes("warn")
+    assert len(notes) == 6
+    assert notes[-1].startswith("3 more images have notes like these (flat)")
 
 
 def test_land_in_its_colours_is_no_hint(tmp_path):
