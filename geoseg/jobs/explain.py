@@ -86,13 +86,16 @@ def why_nothing(
     return (*causes, *_nothing_seen(plan, summaries))
 
 
-def as_notes(causes: Sequence[Cause], plan: RunPlan, tiles_run: int) -> list[str]:
+def as_notes(causes: Sequence[Cause], plan: RunPlan, summaries: Sequence[PartSummary]) -> list[str]:
     """Return the causes as lines of a run's notes."""
     if not causes:
         return []
+    tiles, found = (sum(getattr(s, n) for s in summaries) for n in ("tiles_run", "fragments"))
+    none = f"none has a detection with a score of {plan.detector.min_score:g} or more"
+    became = f"none of {found} detection(s) is left" if found else none
     looked = (
-        f"no objects: {tiles_run} tile(s) hold pixels inside the AOI and none has a detection "
-        f"with a score of {plan.detector.min_score} or more; why that may be, the likeliest first:"
+        f"no objects: {tiles} tile(s) hold pixels inside the AOI and {became}; why that may be, "
+        "the likeliest first:"
     )
     lines = [f"no objects, {i} of {len(causes)}: {c}" for i, c in enumerate(causes, start=1)]
     return [looked, *lines]
