@@ -241,7 +241,8 @@ def _nothing_seen(plan: RunPlan, summaries: Sequence[PartSummary]) -> Iterator[C
     yield from found["colour"]
     yield from _undeclared(plan)
     yield from _few_tiles(plan, summaries)
-    yield _nothing_there(plan, best)
+    if not any(cause.kind == "threshold" for cause in scored):
+        yield _nothing_there(plan, best)
 
 
 def _score(plan: RunPlan, summaries: Sequence[PartSummary], best: float) -> Iterator[Cause]:
