@@ -38,8 +38,8 @@ def detect(
         The other options of ``geoseg detect``, with underscores: ``tile_size``, ``overlap``,
         ``min_score``, ``gsd``, ``bidx``, ``aoi``, ``regions``, ``workers``, ``device``,
         ``supertile_size``, ``run_dir``, ``overwrite``, ``dst_crs``, ``cross_image``,
-        ``class_agnostic``, ``simplify``, ``also``, ``split_by`` and so on. See
-        `geoseg.config.DetectSettings` for units and ranges.
+        ``scale`` (a pair of values, or 'none'), ``class_agnostic``, ``simplify``, ``also``,
+        ``split_by`` and so on. See `geoseg.config.DetectSettings` for units and ranges.
 
     Returns
     -------
@@ -69,6 +69,8 @@ def detect(
         also = settings["also"]
         listed = [also] if isinstance(also, str | Path) else also
         settings["also"] = tuple(Path(path) for path in listed)
+    if isinstance(settings.get("scale"), list | tuple):
+        settings["scale"] = ",".join(f"{value!r}" for value in settings["scale"])
     for name in ("bidx", "resource"):
         if settings.get(name) is not None:
             settings[name] = tuple(settings[name])

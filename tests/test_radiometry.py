@@ -16,11 +16,13 @@ import shapely
 from cases import check, run_case
 from eightbit import AnyRange, EightBit, Fractions
 
+import geoseg
 from geoseg.cli.main import main
 from geoseg.config import DetectSettings, parse_scale, read_job
 from geoseg.errors import ConfigError, ModelError, SourceError
 from geoseg.imagery.check import check_image, read_statistics, sight_of
 from geoseg.imagery.radiometry import (
+    PROBABILITIES,
     BandStatistics,
     Expectation,
     Scaling,
@@ -31,6 +33,7 @@ from geoseg.imagery.radiometry import (
     plan_scaling,
     quantile,
     share_outside,
+    without_fill,
 )
 from geoseg.imagery.source import describe_raster
 from geoseg.jobs.pipeline import run_detect
@@ -97,12 +100,11 @@ def test_no_two_cases_share_a_name():
 
 def band(values: np.ndarray, number: int = 1, invalid: float = 0.0) -> BandStatistics:
     """Return the statistics of values, by numpy."""
-    from geoseg.imagery.radiometry import PROBABILITIES
-
     values = np.asarray(values, float)
+    shown, fill = without_fill(values)
     return BandStatistics(
         number, values.min(), values.max(), values.mean(), invalid, 0.0, 0.0, values.std(),
-        tuple(np.quantile(values, PROBABILITIES)),
+        tuple(np.quantile(shown, PROBABILITIES)), fill,
     )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def test_a_damaged_file_is_looked_at_where_it_can_be(make_raster):
     info = describe_raster(path)
     with rasterio.open(path) as src:
         offset, size = (
-            int(src.tags(1, ns="TIFF", bidx=1).get(k) or src.get_tag_item(f"{k}_1_1", "TIFF", 1))
+            int(src.get_tag_item(f"{k}_1_1", "TIFF", bidx=1))
             for k in ("BLOCK_OFFSET", "BLOCK_SIZE")
         )
     data = bytearray(path.read_bytes())
@@ -240,7 +242,9 @@ def test_eight_bits_keep_their_black_and_white():
 
 def test_what_the_user_says_holds():
     sheets = [a_sight(0, 1000), a_sight(0, 255, "uint8")]
-    assert plan_scaling(sheets, ROOFS, "none") == [None, None]
+    deep, plain = plan_scaling(sheets, ROOFS, "none")
+    # what a detector says it takes is what it gets
+    assert (deep.keeps_values, deep.dtype, plain) == (True, "uint8", None)
     for scaling in plan_scaling(sheets, ROOFS, (10.0, 500.0)):
         assert (scaling.low, scaling.high, scaling.to_low, scaling.to_high) == (10, 500, 0, 255)
 
@@ -404,6 +408,15 @@ def test_a_job_file_sets_the_scale(tmp_path):
     assert (parse_scale(settings.scale), settings.force) == ((100.0, 4000.0), True)
 
 
+def test_a_pair_sets_the_scale_in_python(tmp_path):
+    deep = image(tmp_path, convert=lambda v: v * 17, dtype="uint16")
+    pair = geoseg.detect(deep, detector=EightBit(), scale=(0, 4335.0), workers=1)
+    same_objects(pair, painted.truth())
+    assert any("0 to 4335 become 0 to 255" in note for note in pair.attrs["notes"])
+    none = geoseg.detect(deep, detector=EightBit(), scale="none", workers=1)
+    assert any("values reach" in note for note in none.attrs["notes"])
+
+
 # -- before the night -------------------------------------------------------------------------
 
 
@@ -467,6 +480,14 @@ def test_one_black_sheet_of_two_stops_nothing(tmp_path):
     assert any("black.tif: 100% of the valid pixels" in note for note in result.notes)
     with pytest.raises(SourceError, match=r"all bands.*--force runs it anyway"):
         run(black)
+
+
+def test_many_remarks_are_few_lines(tmp_path):
+    dark = [image(tmp_path, f"{i}.tif", lambda v, i=i: v / (30 + i), nodata=0.0) for i in range(8)]
+    plan = plan_run(DetectSettings(images=tuple(dark)), EightBit())
+    notes = plan.notes("warn")
+    assert len(notes) == 6
+    assert notes[-1].startswith("3 more images have notes like these (flat)")
 
 
 def test_land_in_its_colours_is_no_hint(tmp_path):

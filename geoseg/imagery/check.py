@@ -42,6 +42,7 @@ from geoseg.imagery.radiometry import (
     judge,
     plan_scaling,
     scale_text,
+    without_fill,
 )
 from geoseg.imagery.read import RasterReader
 from geoseg.imagery.remote import (
@@ -803,11 +804,15 @@ class _Sums:
         )
         mean = self.total / self.values
         std = math.sqrt(max(self.squares / self.values - mean**2, 0.0))
-        quantiles = np.quantile(np.concatenate(self.kept).astype(np.float64), PROBABILITIES)
-        quantiles[[0, -1]] = self.least, self.most
+        shown, fill = without_fill(np.concatenate(self.kept))
+        quantiles = np.quantile(shown.astype(np.float64), PROBABILITIES)
+        # a sample may have missed the ends
+        quantiles[-1] = self.most
+        quantiles[0] = quantiles[0] if fill else self.least
         return BandStatistics(
             band, self.least, self.most, _short(mean), invalid, low, high, _short(std),
             tuple(float(q) for q in quantiles),
+            round(fill, 6),
         )  # fmt: skip
 
 

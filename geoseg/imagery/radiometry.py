@@ -50,6 +50,9 @@ END_SHARE = 0.5
 BLUE_MARGIN = 0.04
 """Blue above red by this share of the spread: imagery of land is hardly ever so."""
 
+BY_USER = "--scale"
+"""How a scale is told that the user gave."""
+
 _COLOURS = {
     "near infrared": re.compile(r"\bnir\d?\b|near[ _-]?infra|\binfra[ _-]?red\b"),
     "red edge": re.compile(r"red[ _-]?edge"),
@@ -96,12 +99,19 @@ class BandStatistics:
     std: float | None = None
     """Standard deviation of the valid pixels."""
     quantiles: tuple[float, ...] = ()
-    """Values below which the shares `PROBABILITIES` of the valid pixels lie; empty without any."""
+    """Values below which the shares `PROBABILITIES` of the valid pixels without `fill` lie; empty
+    without any."""
+    fill: float = 0.0
+    """Share of the valid pixels that hold the smallest value, where that seems to be ground without
+    data that nobody declared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """A linear map from an image's values to a model's, the same for all bands."""
+    """A linear map from an image's values to a model's, the same for all bands.
+
+    None in the place of one: pixels come as they are.
+    """
 
     low: float
     """Value of the image that becomes ``to_low``."""
@@ -149,6 +159,11 @@ class Scaling:
         scaled: npt.NDArray[Any] = out.astype(self.dtype)
         scaled *= valid[..., None, :, :]
         return scaled
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether only the type changes, and what lies beyond the range."""
+        return (self.low, self.high) == (self.to_low, self.to_high)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers, ready for JSON."""
@@ -232,9 +247,6 @@ def band_name(color: str, description: str | None) -> str:
 def quantile(bands: Sequence[BandStatistics], share: float, weights: Sequence[float] = ()) -> float:
     """Return the value below which a share of the pixels of several bands lies.
 
-    Ground that nobody declared as without data, which shows as a large share of the smallest
-    value, is left out.
-
     Parameters
     ----------
     bands : sequence of BandStatistics
@@ -248,7 +260,7 @@ def quantile(bands: Sequence[BandStatistics], share: float, weights: Sequence[fl
     for number, band in enumerate(bands):
         if not band.quantiles:
             continue
-        values, probabilities = _without_fill(np.asarray(band.quantiles))
+        values, probabilities = np.asarray(band.quantiles), np.asarray(PROBABILITIES)
         # of equal values the last: how much lies at or below them
         last = np.r_[np.diff(values) > 0, True]
         curves.append((values[last], probabilities[last], weights[number] if len(weights) else 1.0))
@@ -258,14 +270,29 @@ def quantile(bands: Sequence[BandStatistics], share: float, weights: Sequence[fl
     return float(np.interp(share, below, at))
 
 
-def _without_fill(values: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-    """Leave out the smallest value where many pixels share it and others are far above."""
-    probabilities = np.asarray(PROBABILITIES, np.float64)
-    same = int((values == values[0]).sum())
-    share = probabilities[same - 1]
-    if share < FILL_SHARE or share >= BLANK_SHARE or same == len(values):
-        return values, probabilities
-    return values[same:], (probabilities[same:] - share) / (1 - share)
+def without_fill(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
+    """Leave out the smallest value where so many pixels hold it that it is no brightness.
+
+    Parameters
+    ----------
+    values : ndarray (n,)
+        Of one band; n at least 1.
+
+    Returns
+    -------
+    values : ndarray (m,)
+        All, or those above the smallest.
+    share : float
+        What was left out, of `FILL_SHARE` to `BLANK_SHARE`; else 0.
+
+    Examples
+    --------
+    >>> without_fill(np.array([0, 0, 0, 7, 8, 9]))
+    (array([7, 8, 9]), 0.5)
+    """
+    above = values > values.min()
+    share = 1 - float(above.mean())
+    return (values[above], share) if FILL_SHARE <= share < BLANK_SHARE else (values, 0.0)
 
 
 def spread(bands: Sequence[BandStatistics]) -> float:
@@ -331,16 +358,23 @@ def plan_scaling(
     list of Scaling or None
         One per image; None: as it is.
     """
-    out: list[Scaling | None] = [None] * len(sights)
+    out = [_kept(sight.info.dtype, expected) for sight in sights]
     if expected.value_range is None or scale == "none":
         return out
     if isinstance(scale, tuple):
-        return [_scaling(*scale, expected, 0.0, "--scale")] * len(sights)
+        return [_scaling(*scale, expected, 0.0, BY_USER)] * len(sights)
     for group in _groups(sights, expected):
         scaling = _scaling_of([sights[i] for i in group], expected)
         for i in group:
             out[i] = scaling
     return out
+
+
+def _kept(dtype: str, expected: Expectation) -> Scaling | None:
+    """Return what keeps values and makes them the type that is wanted; None if they are of it."""
+    if expected.value_range is None or expected.dtype in (None, dtype):
+        return None
+    return _scaling(*expected.value_range, expected, 0.0, "the values are the model's")
 
 
 def _groups(sights: Sequence[Sight], expected: Expectation) -> list[list[int]]:
@@ -368,7 +402,7 @@ def _scaling_of(sights: Sequence[Sight], expected: Expectation) -> Scaling | Non
     bands = [band for sight in sights for band in sight.statistics]
     dtype = sights[0].info.dtype
     if fits(bands, dtype, expected):
-        return None
+        return _kept(dtype, expected)
     if dtype == "uint8":
         # made for the eye: its range says what black and white are
         return _scaling(0, 255, expected, 0.0, "the range of uint8")
@@ -527,7 +561,7 @@ def _on_values(
     if found and found[0].kind == "blank":
         return found
     found += _on_colour(sight, expected)
-    if scaling is not None:
+    if scaling is not None and not scaling.keeps_values:
         found += _on_scaling(sight, scaling)
     elif expected.value_range is not None:
         found += _on_range(sight, expected, scale)
@@ -577,10 +611,22 @@ def _on_emptiness(sight: Sight) -> list[Finding]:
 def _on_scaling(sight: Sight, scaling: Scaling) -> list[Finding]:
     """Tell the scale, and whether it cuts off what the image shows."""
     found = [Finding("scaled", f"{sight.info.dtype} pixels are scaled: {scaling}", level="info")]
-    outside = share_outside(sight.statistics, *_ends(scaling))
+    low, high = (quantile(sight.statistics, share) for share in (LOW, HIGH))
+    to_do = f"leave out --scale, or give {_suggested(low, high)}"
+    black, white = _ends(scaling)
+    outside = share_outside(sight.statistics, black, white)
+    middle = (quantile(sight.statistics, 0.5) - black) / (white - black)
+    dark = high - low < FLAT * (white - black) or not DARK <= middle <= 1 - DARK
+    if scaling.how == BY_USER and dark and outside <= END_SHARE:
+        found.append(
+            Finding(
+                "flat",
+                f"the scale makes the image very dark, very bright or nearly of one tone: most "
+                f"values lie from {low:.5g} to {high:.5g}",
+                to_do,
+            )
+        )
     if outside > END_SHARE:
-        low, high = (quantile(sight.statistics, share) for share in (LOW, HIGH))
-        to_do = f"leave out --scale, or give {_suggested(low, high)}"
         found.append(
             Finding(
                 "range",
@@ -613,9 +659,11 @@ def share_outside(bands: Sequence[BandStatistics], low: float, high: float) -> f
     shares = []
     for band in bands:
         if band.quantiles:
+            # (of a fill nobody asks what becomes of it)
             inside = np.interp([low, high], band.quantiles, PROBABILITIES, left=0.0, right=1.0)
             below = inside[0] if low > band.quantiles[0] else 0.0
-            shares.append(below + 1 - (inside[1] if high < band.quantiles[-1] else 1.0))
+            above = 1 - (inside[1] if high < band.quantiles[-1] else 1.0)
+            shares.append(below + above)
     return float(np.mean(shares)) if shares else 0.0
 
 

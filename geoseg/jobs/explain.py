@@ -86,13 +86,16 @@ def why_nothing(
     return (*causes, *_nothing_seen(plan, summaries))
 
 
-def as_notes(causes: Sequence[Cause], plan: RunPlan, tiles_run: int) -> list[str]:
+def as_notes(causes: Sequence[Cause], plan: RunPlan, summaries: Sequence[PartSummary]) -> list[str]:
     """Return the causes as lines of a run's notes."""
     if not causes:
         return []
+    tiles, found = (sum(getattr(s, n) for s in summaries) for n in ("tiles_run", "fragments"))
+    none = f"none has a detection with a score of {plan.detector.min_score:g} or more"
+    became = f"none of {found} detection(s) is left" if found else none
     looked = (
-        f"no objects: {tiles_run} tile(s) hold pixels inside the AOI and none has a detection "
-        f"with a score of {plan.detector.min_score} or more; why that may be, the likeliest first:"
+        f"no objects: {tiles} tile(s) hold pixels inside the AOI and {became}; why that may be, "
+        "the likeliest first:"
     )
     lines = [f"no objects, {i} of {len(causes)}: {c}" for i, c in enumerate(causes, start=1)]
     return [looked, *lines]
@@ -220,7 +223,8 @@ def _removed(plan: RunPlan, run_dir: RunDirectory, summaries: Sequence[PartSumma
 
 
 def _below(value: float) -> str:
-    return f"{0.5 * value:.1g}"
+    """Return half of an area, as people write it."""
+    return f"{float(f'{0.5 * value:.1g}'):g}"
 
 
 # -- nothing was seen -------------------------------------------------------------------------
@@ -237,7 +241,8 @@ def _nothing_seen(plan: RunPlan, summaries: Sequence[PartSummary]) -> Iterator[C
     yield from found["colour"]
     yield from _undeclared(plan)
     yield from _few_tiles(plan, summaries)
-    yield _nothing_there(plan, best)
+    if not any(cause.kind == "threshold" for cause in scored):
+        yield _nothing_there(plan, best)
 
 
 def _score(plan: RunPlan, summaries: Sequence[PartSummary], best: float) -> Iterator[Cause]:

@@ -243,8 +243,7 @@ class _Job:
             n_objects, joined = kept
         self.peaks["joins"] = peak_mb()
         why = () if n_objects else why_nothing(plan, run_dir, summaries)
-        seen = sum(s.tiles_run for s in summaries)
-        notes = (*run_notes(plan, summaries), *as_notes(why, plan, seen))
+        notes = (*run_notes(plan, summaries), *as_notes(why, plan, summaries))
         coverage = coverage_table(plan, summaries)
         if settings.counting:
             self.events.add("stage", stage=COUNTING, objects=n_objects)

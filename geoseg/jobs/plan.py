@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from geoseg.models.detector import Detector
 
 
+_NOTES_OF_A_KIND = 5
+"""A job of ten thousand sheets may have as many remarks; nobody reads them."""
 log = logging.getLogger(__name__)
 _LOOKED_AT = 200
 """So many of the images that need no scale are looked at before a run, spread over all."""
@@ -122,15 +124,25 @@ class RunPlan:
 
     def notes(self, *levels: str) -> list[str]:
         """Return what the preflight found, a line for all images that it says the same of."""
-        images_of: dict[str, list[str]] = {}
+        images_of: dict[str, dict[str, list[str]]] = {}
         for image in self.images:
             for finding in image.findings:
                 if finding.level in levels:
-                    images_of.setdefault(finding.text, []).append(Path(image.info.path).name)
-        return [
-            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
-            for text, names in images_of.items()
-        ]
+                    texts = images_of.setdefault(finding.kind, {})
+                    texts.setdefault(finding.text, []).append(Path(image.info.path).name)
+        notes = []
+        for kind, texts in images_of.items():
+            told = list(texts.items())
+            notes += [
+                f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+                for text, names in told[:_NOTES_OF_A_KIND]
+            ]
+            if rest := sum(len(names) for _, names in told[_NOTES_OF_A_KIND:]):
+                notes.append(
+                    f"{rest} more images have notes like these ({kind}); geoseg check --statistics "
+                    "lists them"
+                )
+        return notes
 
 
 def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunPlan:

@@ -22,7 +22,9 @@ class Detector(Protocol):
 
     Optional attributes: ``gsd_m`` (float, metres), ``bands`` (tuple of names, as many as the
     detector wants), ``tile_size`` and ``overlap`` (int, px), ``min_score`` (float),
-    ``fingerprint`` (str, changes with the weights).
+    ``fingerprint`` (str, changes with the weights), ``dtype`` (name of a numpy type) and
+    ``value_range`` (lowest and highest pixel value): a detector that declares them gets its pixels
+    so, scaled where the raster holds others.
     """
 
     classes: tuple[str, ...]
@@ -34,7 +36,8 @@ class Detector(Protocol):
         Parameters
         ----------
         tiles : ndarray (N, C, H, W)
-            Pixels as they are in the raster: dtype kept, bands as selected, invalid pixels 0.
+            Pixels as they are in the raster: dtype kept, bands as selected, invalid pixels 0. With
+            ``value_range`` declared: of that range, and of the declared ``dtype``.
 
         Returns
         -------
