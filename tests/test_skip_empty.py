@@ -149,7 +149,7 @@ def test_a_run_skips_empty_land_and_says_so(tmp_path):
 
 def test_what_the_first_look_cannot_see_is_lost(tmp_path):
     """The trade: an object smaller than the coarser pixels is not there any more."""
-    image = write(tmp_path / "land.tif", scene((40, 40, 30, 30), (302, 322, 2, 2)))
+    image = write(tmp_path / "land.tif", scene((40, 40, 30, 30), (302, 322, 4, 4)))
     assert run(image, tmp_path, Looks()).n_objects == 2
     assert run(image, tmp_path, Looks(), skip_empty=True).n_objects == 1
 
