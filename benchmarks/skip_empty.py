@@ -54,7 +54,12 @@ def run(image: Path, output: Path, *, skip_empty: bool) -> tuple[gpd.GeoDataFram
     """Return objects, CPU seconds, tiles run and tiles skipped."""
     begun = time.process_time()
     settings = DetectSettings(
-        images=(str(image),), output=output, workers=1, report=False, skip_empty=skip_empty
+        images=(str(image),),
+        output=output,
+        workers=1,
+        report=False,
+        skip_empty=skip_empty,
+        overwrite=True,
     )
     result = run_detect(settings)
     coverage = result.coverage
