@@ -10,6 +10,7 @@ from conftest import NORTH_UP
 from rasterio.windows import Window
 
 from geoseg.errors import SourceError, TileError
+from geoseg.imagery import read
 from geoseg.imagery.georef import working_grid
 from geoseg.imagery.grid import TileGrid
 from geoseg.imagery.read import (
@@ -427,3 +428,30 @@ def test_a_raster_that_changed_bands_is_a_tile_error(make_raster):
     info = replace(describe_raster(make_raster()), bands=9)
     with pytest.raises(TileError, match="cannot read"):
         read_window(info, working_grid(info, None), Window(0, 0, 9, 9), (9,))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "uint8", "int16"])
+def test_the_largest_value_of_a_type_is_met_as_nodata(dtype):
+    largest = np.iinfo(dtype).max
+    pixels = np.array([[[1, largest]]], dtype)
+    assert read._present(pixels, (float(largest),)).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("text", ["-3.40282e+38", "-3.4028235e+38", "-3.40282346600000016e+38"])
+def test_the_lowest_float_is_nodata_in_whatever_digits_it_is_declared(text):
+    pixels = np.array([[[-3.4e38, np.finfo(np.float32).min, -1e30, 0.5]]], np.float32)
+    assert read._present(pixels, (float(text),)).tolist() == [[True, False, True, True]]
+
+
+def test_an_index_past_the_palette_is_no_data(make_raster):
+    pixels = np.array([[[0, 1], [2, 255]]], np.uint8).repeat(4, 1).repeat(4, 2)
+    path = make_raster("palette.png", pixels, driver="PNG", colors=None)
+    info = replace(describe_raster(path), palette=((1, 2, 3, 255), (4, 5, 6, 255), (9, 9, 9, 0)))
+    info = replace(info, bands=3, colors=("red", "green", "blue"))
+    grid = working_grid(info, None)
+    rgb, valid = read.read_window(info, grid, Window(0, 0, 8, 8), (3, 2, 1))
+    assert rgb[:, 0, 0].tolist() == [3, 2, 1]
+    assert rgb[:, 0, 7].tolist() == [6, 5, 4]
+    assert not valid[4:].any()
+    assert not rgb[:, 4:].any()
+    assert valid[:4].all()

@@ -270,6 +270,9 @@ def _as_stored(nodata: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):
             return np.array(nodata).astype(dtype)
     limits = np.iinfo(dtype)
+    if nodata == float(limits.max):
+        # of 64 bits no float is the largest value: the next one stands for it
+        return np.array(limits.max, dtype)
     if float(nodata).is_integer() and limits.min <= nodata <= limits.max:
         return np.array(int(nodata), dtype)
     return np.array(nodata)
