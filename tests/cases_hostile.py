@@ -23,7 +23,7 @@ def _image(path: Path, width: int = 200, height: int = 100, bands: int = 3, **mo
     """Write a raster; without pixels where it is large."""
     profile = _PROFILE | {"width": width, "height": height, "count": bands} | more
     with rasterio.open(path, "w", sparse_ok=True, **profile) as dst:
-        if width * height <= 1_000_000:
+        if width * height * bands <= 1_000_000:
             pixels = np.random.default_rng(1).integers(1, 200, (bands, height, width))
             dst.write(pixels.astype(np.uint8))
     return path
@@ -87,8 +87,8 @@ def _model(card: dict, weights: bytes) -> Callable[[Path], Made]:
 
 
 def _pickle(folder: Path) -> Made:
-    (folder / "m.pkl").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
-    return Made(("convert", "m.pkl", "-o", "m.safetensors"))
+    (folder / "m.pth").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    return Made(("convert", "m.pth", "-o", "m.safetensors"))
 
 
 _VRT = "<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>"
@@ -131,7 +131,7 @@ CASES = [
              "more than 100 parts"),
     _hostile("job-name", "output with a control character", _job('also = "\\u001b[2Ja.fgb"'), 2,
              "control characters"),
-    _hostile("pickle", "pickle that runs a command", _pickle, 2, "system"),
+    _hostile("pickle", "pickle that runs a command", _pickle, 2, "m.pth"),
     _hostile("weights", "weights with a giant header",
              _model({}, struct.pack("<Q", 1 << 62) + b"{}"), 2, "not a readable safetensors"),
     _hostile("card", "model card that asks for 10^9 channels",
