@@ -36,6 +36,8 @@ except ImportError:
     TorchVisionDetectionModel = None
 
 NO_OPENCV = "OpenCV is not installed: torchvision's loop with findContours is left out."
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, as torchvision normalizes."""
 NMS_IOU = 0.5
 """Boxes of the torchvision loop that overlap more are one object."""
 
@@ -95,7 +97,7 @@ def _outlines(mask: np.ndarray, left: float, top: float) -> shapely.Geometry | N
     if not rings:
         return None
     largest = max(rings, key=cv2.contourArea)
-    return shapely.Polygon(largest + (left, top))
+    return shapely.Polygon(largest + np.array((left, top)))
 
 
 def torchvision_loop(
