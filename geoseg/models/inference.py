@@ -4,10 +4,10 @@ The steps are those of torchvision's own forward; what differs is said where it 
 leave as M x M probabilities in their box. Caps, counts and thresholds are the card's.
 
 *Exact* detectors compute with torchvision's operations in torchvision's order, so that the same
-pixels give its numbers to the last bits. The others fold norms into convolutions, keep channels
-last and pool by a sparse product, which is a quarter faster on a CPU; their rounding differs, by
-some thousandths of a px. Models in torchvision's or Detectron2's form are exact unless told
-otherwise, those of a timm backbone are not.
+pixels give its numbers to the last bits. The others, which all are unless told otherwise, fold
+norms into convolutions, keep channels last, pool by a sparse product, and on a CPU run oneDNN's
+fused kernels, in bfloat16 where it has matrix units for that (`geoseg.models.cpu`). Their rounding
+differs: by some thousandths of a px in float32; docs/adr/0009 has what bfloat16 changes.
 
 A tile is *saturated* where a limit may have cost objects: the detections reached their cap, or the
 region proposal network left out boxes that it held for objects with `SURE_OBJECT` or more, because
@@ -37,6 +37,7 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 
 from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
+from geoseg.models.cpu import cpu_precision, fused_kernels_work, mask_logits, pack
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
 from geoseg.models.roialign import PyramidRoIAlign
 from geoseg.records import Instances
@@ -107,9 +108,11 @@ class MaskRCNNDetector:
         Tiles a forward pass.
     fingerprint : str
         Identifies the weights.
-    exact : bool, optional
-        Compute as torchvision does, to the last bits; otherwise faster. Not given: exact for
-        family 'resnet_fpn'.
+    exact : bool
+        Compute as torchvision does, to the last bits; otherwise faster.
+    precision : str, optional
+        'float32' or 'bfloat16' on a CPU, unless exact; not given: bfloat16 where the CPU has
+        matrix units for it.
     """
 
     def __init__(
@@ -121,7 +124,8 @@ class MaskRCNNDetector:
         min_score: float | None = None,
         batch: int | None = None,
         fingerprint: str = "",
-        exact: bool | None = None,
+        exact: bool = False,
+        precision: str | None = None,
     ) -> None:
         self.card = card
         self.classes = card.classes
@@ -134,15 +138,16 @@ class MaskRCNNDetector:
         self.device = choose_device(device)
         self.batch = batch or (1 if self.device.type == "cpu" else 8)
         self.model = model.eval().requires_grad_(False)
-        family = card.architecture.get("family")
-        self.exact = family == "resnet_fpn" if exact is None else exact
-        if self.exact:
-            _pool_as_torchvision(self.model)
-        else:
-            fuse_batch_norms(self.model)
+        self.exact = exact
         layout = torch.contiguous_format if self.exact else torch.channels_last
         self._layout = layout
+        activations = [] if self.exact else fuse_batch_norms(self.model)
         self.model.to(self.device, memory_format=layout)
+        self.packed = not self.exact and self.device.type == "cpu" and fused_kernels_work()
+        if self.exact:
+            _pool_as_torchvision(self.model)
+        elif self.packed:
+            pack(self.model, activations, cpu_precision(precision))
         self._divisor = int(card.architecture.get("size_divisor", 1))
         outputs = card.class_outputs or range(1, len(card.classes) + 1)
         self._outputs = torch.tensor(list(outputs), device=self.device)
@@ -253,19 +258,21 @@ class MaskRCNNDetector:
         pooled = heads.box_roi_pool(features, proposals, [size] * len(proposals))
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         counts = [len(p) for p in proposals]
-        decoded = heads.box_coder.decode(deltas, proposals)
-        decoded = decoded.reshape(len(deltas), -1, 4)[:, self._outputs].split(counts)
+        deltas = deltas.reshape(len(deltas), -1, 4)[:, self._outputs].split(counts)
         scored = F.softmax(logits, -1)[:, self._outputs].split(counts)
-        return [
-            self._keep(clip_boxes_to_image(b, size), s)
-            for b, s in zip(decoded, scored, strict=True)
-        ]
+        return [self._keep(*found, size) for found in zip(proposals, deltas, scored, strict=True)]
 
-    def _keep(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _keep(
+        self, proposals: Tensor, deltas: Tensor, scores: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Apply threshold, NMS within a class, and the cap, to one tile."""
         passed = scores > self.min_score if self.card.strict_score else scores >= self.min_score
         rows, classes = torch.where(passed)
-        boxes, scores = boxes[rows, classes], scores[rows, classes]
+        scores = scores[rows, classes]
+        # torchvision decodes the boxes of all classes, of which a few in a thousand get this far
+        coder = self.model.roi_heads.box_coder
+        boxes = coder.decode_single(deltas[rows, classes], proposals[rows])
+        boxes = clip_boxes_to_image(boxes, size)
         good = ((boxes[:, 2:] - boxes[:, :2]) >= self.card.min_side_px).all(1)
         good &= torch.isfinite(boxes).all(1)
         boxes, scores, classes = boxes[good], scores[good], classes[good]
@@ -286,10 +293,14 @@ class MaskRCNNDetector:
         if sum(counts) == 0 or not self.card.has_masks:
             return [torch.full((n, cells, cells), float(BOX_PROBABILITY)) for n in counts]
         pooled = heads.mask_roi_pool(features, [boxes for boxes, _, _ in kept], [size] * len(kept))
-        logits = heads.mask_predictor(heads.mask_head(pooled))
-        labels = torch.cat([labels for _, _, labels in kept])
-        rows = torch.arange(len(labels), device=labels.device)
-        masks: Sequence[Tensor] = torch.sigmoid(logits[rows, self._outputs[labels]]).split(counts)
+        deep = heads.mask_head(pooled)
+        outputs = self._outputs[torch.cat([labels for _, _, labels in kept])]
+        if self.packed:
+            logits = mask_logits(heads.mask_predictor, deep, outputs)
+        else:
+            rows = torch.arange(len(outputs), device=outputs.device)
+            logits = heads.mask_predictor(deep)[rows, outputs]
+        masks: Sequence[Tensor] = torch.sigmoid(logits).split(counts)
         return masks
 
 
@@ -324,7 +335,9 @@ def propose(
     """
     n, maps = len(pixels), list(features.values())
     logits, deltas = rpn.head(maps)
-    anchors = rpn.anchor_generator(ImageList(pixels, [size] * n), maps)[0]
+    # of the maps it takes sizes and number type; those of bfloat16 know no odd px above 256
+    plain = [level[:, :1].float() for level in maps]
+    anchors = rpn.anchor_generator(ImageList(pixels, [size] * n), plain)[0]
     boxes, ranks, levels = [], [], []
     cut = torch.zeros(n, dtype=torch.bool, device=pixels.device)
     for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True)):
@@ -367,11 +380,18 @@ def _pool_as_torchvision(model: nn.Module) -> None:
             part.sparse = False
 
 
-def fuse_batch_norms(model: nn.Module) -> None:
-    """Fold each batch norm, trained or frozen, into the convolution just before it, in place."""
+def fuse_batch_norms(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """Fold each batch norm, trained or frozen, into the convolution just before it, in place.
+
+    Returns
+    -------
+    list of (parent, convolution's name, activation's name)
+        Activations that norms of timm brought along; they stand in the norms' places.
+    """
+    brought = []
     for parent in list(model.modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())
-        for (_, conv), (norm_name, norm) in pairwise(children):
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
             fits = isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
             if not (fits and isinstance(conv, nn.Conv2d)):
                 continue
@@ -383,6 +403,9 @@ def fuse_batch_norms(model: nn.Module) -> None:
             )  # fmt: skip
             # timm's norm layers carry the activation that follows them
             setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+            if hasattr(norm, "act"):
+                brought.append((parent, conv_name, norm_name))
+    return brought
 
 
 def make_detector(
@@ -392,7 +415,8 @@ def make_detector(
     *,
     device: str = "auto",
     min_score: float | None = None,
-    exact: bool | None = None,
+    exact: bool = False,
+    precision: str | None = None,
     **limits: float | None,
 ) -> MaskRCNNDetector:
     """Build the network of a card, put weights into it, and wrap it as a detector.
@@ -409,7 +433,7 @@ def make_detector(
         'auto', 'cpu' or 'cuda'.
     min_score : float, optional
         Score threshold in [0, 1]; the card's where not given.
-    exact : bool, optional
+    exact, precision
         See `MaskRCNNDetector`.
     **limits
         ``max_detections``, ``proposals`` or ``nms_iou`` instead of the card's; None: the card's.
@@ -424,6 +448,8 @@ def make_detector(
     model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     # a detector with other limits finds other things: it must not be taken for the first
+    how = {"exact": exact or None, "precision": precision}
+    own |= {name: value for name, value in how.items() if value is not None}
     identity = [file_sha256(path), *(f"{name}={own[name]}" for name in sorted(own))]
     return MaskRCNNDetector(
         model,
@@ -432,4 +458,5 @@ def make_detector(
         min_score=min_score,
         fingerprint=" ".join(identity),
         exact=exact,
+        precision=precision,
     )
