@@ -321,8 +321,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="side of the rendered town, px")
     parser.add_argument("--image", type=Path, help="a real image instead")
     parser.add_argument("--truth", type=Path, help="its true outlines")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     benches = []
     with tempfile.TemporaryDirectory(prefix="geoseg-bench-") as name:
         folder = Path(name)

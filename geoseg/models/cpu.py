@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,13 +113,16 @@ def pack(
             _fuse_sequence(module, dtype)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            kind = torch.float32 if name in _EXACT_LAST else dtype
-            if isinstance(child, nn.Conv2d):
-                setattr(parent, name, FusedConv(child, None, kind))
-            elif isinstance(child, nn.Linear | nn.ConvTranspose2d):
-                setattr(parent, name, Cast(child, kind))
-            elif isinstance(child, nn.GroupNorm):
-                setattr(parent, name, BoxNorm(child))
+            setattr(parent, name, _packed(child, torch.float32 if name in _EXACT_LAST else dtype))
+
+
+def _packed(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return what computes as a layer does; what is no layer with weights stays."""
+    if isinstance(layer, nn.Conv2d):
+        return FusedConv(layer, None, dtype)
+    if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+        return Cast(layer, dtype)
+    return BoxNorm(layer) if isinstance(layer, nn.GroupNorm) else layer
 
 
 def _fuse(parent: nn.Module, conv_name: str, name: str, dtype: torch.dtype) -> None:
@@ -131,7 +135,7 @@ def _fuse(parent: nn.Module, conv_name: str, name: str, dtype: torch.dtype) -> N
 
 def _fuse_sequence(parent: nn.Sequential, dtype: torch.dtype) -> None:
     names = [n for n, child in parent.named_children() if not isinstance(child, nn.Identity)]
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in pairwise(names):
         _fuse(parent, first, second, dtype)
 
 
