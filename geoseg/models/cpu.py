@@ -106,7 +106,8 @@ def pack(
         _fuse(parent, conv_name, name, dtype)
     for module in list(model.modules()):
         if isinstance(module, ResNet):
-            _fuse(module, "conv1", "relu", dtype)
+            if isinstance(module.bn1, nn.Identity):
+                _fuse(module, "conv1", "relu", dtype)
         elif isinstance(module, Bottleneck | BasicBlock):
             _fuse_block(module, dtype)
         elif isinstance(module, nn.Sequential):
@@ -119,16 +120,22 @@ def pack(
 def _packed(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return what computes as a layer does; what is no layer with weights stays."""
     if isinstance(layer, nn.Conv2d):
-        return FusedConv(layer, None, dtype)
+        return FusedConv(layer, None, dtype) if _plain(layer) else Cast(layer, torch.float32)
     if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
         return Cast(layer, dtype)
     return BoxNorm(layer) if isinstance(layer, nn.GroupNorm) else layer
 
 
+def _plain(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution does with its weights what the name says; timm has others."""
+    known = type(conv) is nn.Conv2d or type(conv).__name__ == "Conv2dSame"
+    return known and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
 def _fuse(parent: nn.Module, conv_name: str, name: str, dtype: torch.dtype) -> None:
     """Fuse a convolution with the activation that follows it, if both are known."""
     conv, act = getattr(parent, conv_name), getattr(parent, name)
-    if isinstance(conv, nn.Conv2d) and type(act) in _ACTIVATIONS:
+    if isinstance(conv, nn.Conv2d) and _plain(conv) and type(act) in _ACTIVATIONS:
         setattr(parent, conv_name, FusedConv(conv, act, dtype))
         setattr(parent, name, nn.Identity())
 
@@ -142,13 +149,14 @@ def _fuse_sequence(parent: nn.Sequential, dtype: torch.dtype) -> None:
 def _fuse_block(block: Any, dtype: torch.dtype) -> None:
     """Fuse a residual block of torchvision, whose activation is one child that it calls often."""
     names = [n for n in ("conv1", "conv2", "conv3") if hasattr(block, n)]
-    for name in names:
-        setattr(block, name, FusedConv(getattr(block, name), block.relu, dtype))
+    if not all(isinstance(getattr(block, f"bn{n[-1]}"), nn.Identity) for n in names):
+        # norms that could not be folded (group norms) stand before the activations
+        return
+    convs = [FusedConv(getattr(block, n), block.relu, dtype) for n in names]
+    for name, conv in zip(names, convs, strict=True):
+        setattr(block, name, conv)
     block.relu = nn.Identity()
-    convs = [getattr(block, n) for n in names]
-    norms = [getattr(block, f"bn{n[-1]}") for n in names]
-    if all(isinstance(norm, nn.Identity) for norm in norms):
-        block.forward = _Residual(block, convs)
+    block.forward = _Residual(block, convs)
 
 
 class _Residual:
