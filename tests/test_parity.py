@@ -131,7 +131,7 @@ def test_as_torchvision(name, tmp_path):
     # random weights know no objects, only boxes that score alike: bfloat16 turns more decisions
     # of the NMS here than with trained ones (docs/adr/0009)
     low = load_model(path, device="cpu", precision="bfloat16", **LIMITS)
-    agree(low(tiles), expected, within=1.5, share=0.75)
+    agree(low(tiles), expected, within=3, share=0.5)
 
 
 def agree(found: list[Instances], expected: list[Instances], *, within: float, share: float):
