@@ -166,7 +166,10 @@ def test_the_numbers_are_those_of_detectron2(tmp_path, case):
         cfg |= {"MODEL.RESNETS.WIDTH_PER_GROUP": 64}
     weights = random_checkpoint(cfg, IMAGES[0], seed=3)
     detector = geoseg.load_model(
-        write(tmp_path, weights, cfg)[0], config=tmp_path / "config.yaml", device="cpu"
+        write(tmp_path, weights, cfg)[0],
+        config=tmp_path / "config.yaml",
+        device="cpu",
+        exact=True,
     )
     forward = Forward(weights, cfg)
     for image in IMAGES:
@@ -192,7 +195,7 @@ def test_boxes_pushed_out_of_the_image(tmp_path):
     cfg = small_config(detections_per_image=60)
     weights = random_checkpoint(cfg, IMAGES[0], seed=5)
     weights["roi_heads.box_predictor.bbox_pred.weight"] *= 5
-    detector = load_detectron2(*write(tmp_path, weights, cfg), device="cpu")
+    detector = load_detectron2(*write(tmp_path, weights, cfg), device="cpu", exact=True)
     wanted = Forward(weights, cfg)(IMAGES[0])
     assert 20 < len(wanted[0]) < 60, "some are dropped behind the cap"
     found = detector(IMAGES[0][None].numpy())[0]
@@ -203,8 +206,8 @@ def test_a_batch_is_its_tiles_one_by_one(small):
     path, config, _, _ = small
     tiles = torch.stack([picture(150, 203, seed) for seed in (1, 4, 5)]).numpy()
     card, _ = read_detectron2(path, config)
-    one = load_detectron2(path, config, device="cpu")
-    three = MaskRCNNDetector(one.model, card, device="cpu", batch=3)
+    one = load_detectron2(path, config, device="cpu", exact=True)
+    three = MaskRCNNDetector(one.model, card, device="cpu", batch=3, exact=True)
     for got, tile in zip(three(tiles), tiles, strict=True):
         want = one(tile[None])[0]
         same_detections(
@@ -276,7 +279,7 @@ def test_what_goes_in_comes_out(tmp_path, small, name):
     assert again.read_bytes() == out.read_bytes()
     assert again.with_suffix(".json").read_bytes() == out.with_suffix(".json").read_bytes()
     # and the model finds what the checkpoint found
-    found = geoseg.load_model(out, device="cpu")(IMAGES[0][None].numpy())[0]
+    found = geoseg.load_model(out, device="cpu", exact=True)(IMAGES[0][None].numpy())[0]
     same_detections(found, Forward(weights, cfg)(IMAGES[0]))
 
 
@@ -374,7 +377,7 @@ def test_what_older_checkpoints_repeat(tmp_path, small):
     ratio = torch.tensor([0.5, 1, 2]).sqrt()
     anchors = torch.stack([-side / ratio, -side * ratio, side / ratio, side * ratio], 1) / 2
     more = {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1), cells + "0": anchors}
-    detector = load_detectron2(*write(tmp_path, weights | more, cfg), device="cpu")
+    detector = load_detectron2(*write(tmp_path, weights | more, cfg), device="cpu", exact=True)
     same_detections(detector(IMAGES[0][None].numpy())[0], Forward(weights, cfg)(IMAGES[0]))
     for wrong in ({"pixel_mean": mean.flip(0)}, {cells + "0": anchors * 2}):
         with pytest.raises(ModelError, match="is not the configuration of this training"):
@@ -387,7 +390,7 @@ def test_names_and_norms_that_detectron2_completes(tmp_path, small):
     wrapped = {f"module.{k}": v for k, v in weights.items()}
     short = {k.replace("backbone.bottom_up.", ""): v for k, v in weights.items()}
     for changed in (wrapped, short):
-        detector = load_detectron2(*write(tmp_path, changed, cfg), device="cpu")
+        detector = load_detectron2(*write(tmp_path, changed, cfg), device="cpu", exact=True)
         same_detections(detector(IMAGES[0][None].numpy())[0], wanted)
     # Caffe2's frozen norms are a scale and a shift; Detectron2 adds a mean of 0, a variance of 1
     bare = {k: v for k, v in weights.items() if "running" not in k}
@@ -395,7 +398,7 @@ def test_names_and_norms_that_detectron2_completes(tmp_path, small):
         k: torch.zeros_like(v) if "running_mean" in k else torch.ones_like(v) if "running_var" in k else v
         for k, v in weights.items()
     }  # fmt: skip
-    detector = load_detectron2(*write(tmp_path, bare, cfg), device="cpu")
+    detector = load_detectron2(*write(tmp_path, bare, cfg), device="cpu", exact=True)
     same_detections(detector(IMAGES[0][None].numpy())[0], Forward(full, cfg)(IMAGES[0]))
 
 
@@ -481,7 +484,7 @@ def test_a_full_dump_of_detectron2_is_understood(tmp_path, small):
     tree |= {"SOLVER": {"BASE_LR": 0.1, "AMP": {"ENABLED": False}}, "OUTPUT_DIR": "./output"}
     tree["DATASETS"] = {"TRAIN": ["trees"]}
     (tmp_path / "dump.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    detector = load_detectron2(path, tmp_path / "dump.yaml", device="cpu")
+    detector = load_detectron2(path, tmp_path / "dump.yaml", device="cpu", exact=True)
     same_detections(detector(IMAGES[0][None].numpy())[0], Forward(weights, cfg)(IMAGES[0]))
 
 

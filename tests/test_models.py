@@ -233,7 +233,7 @@ def test_pooling_of_no_boxes():
 
 def test_fused_batch_norm_changes_nothing(tiles):
     network, plain = tiny_network(), tiny_network().eval()
-    detector = MaskRCNNDetector(network, CARD, device="cpu")
+    detector = MaskRCNNDetector(network, CARD, device="cpu", precision="float32")
     names = [type(m).__name__ for m in detector.model.backbone.body.modules()]
     assert not [n for n in names if "BatchNorm" in n], "every norm is folded"
     pixels = torch.from_numpy(tiles).float() / 127.5 - 1
@@ -435,18 +435,19 @@ def test_what_a_detector_returns(model_file, tiles):
 
 
 def test_a_batch_is_its_tiles_one_by_one(tiles):
-    together = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=3)(tiles)
-    single = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=1)
+    how = {"device": "cpu", "precision": "float32"}
+    together = MaskRCNNDetector(tiny_network(), CARD, **how, batch=3)(tiles)
+    single = MaskRCNNDetector(tiny_network(), CARD, **how, batch=1)
     for i, one in enumerate(together):
         same(one, single(tiles[i : i + 1])[0])
 
 
 def test_pixel_types_hold_the_same_values(tiles):
-    detector = MaskRCNNDetector(tiny_network(), CARD, device="cpu")
+    detector = MaskRCNNDetector(tiny_network(), CARD, device="cpu", precision="float32")
     for dtype in (np.uint16, np.int16, np.float32):
         same(detector(tiles[:1].astype(dtype))[0], detector(tiles[:1])[0])
     wide = replace(CARD, value_range=(0.0, 25500.0))
-    scaled = MaskRCNNDetector(tiny_network(), wide, device="cpu")
+    scaled = MaskRCNNDetector(tiny_network(), wide, device="cpu", precision="float32")
     same(scaled(tiles[:1].astype(np.uint16) * 100)[0], detector(tiles[:1])[0])
 
 
@@ -609,7 +610,8 @@ class SmallGpu(torch.nn.Module):
 
 
 def detector_with_room(room: int, batch: int, error=torch.cuda.OutOfMemoryError, text=None):
-    detector = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=batch)
+    how = {"device": "cpu", "precision": "float32"}
+    detector = MaskRCNNDetector(tiny_network(), CARD, **how, batch=batch)
     text = text or "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"
     gpu = SmallGpu(detector.model.backbone, room, error, text)
     detector.model.backbone = gpu
@@ -625,7 +627,8 @@ def detector_with_room(room: int, batch: int, error=torch.cuda.OutOfMemoryError,
 )
 def test_a_full_gpu_gets_fewer_tiles_and_the_same_is_found(caplog, error, text):
     tiles = np.random.default_rng(1).integers(0, 256, (9, 3, 96, 128), dtype=np.uint8)
-    one_by_one = MaskRCNNDetector(tiny_network(), CARD, device="cpu", batch=1)(tiles)
+    how = {"device": "cpu", "precision": "float32"}
+    one_by_one = MaskRCNNDetector(tiny_network(), CARD, **how, batch=1)(tiles)
     detector, gpu = detector_with_room(2, 8, error, text)
     found = detector(tiles)
     # each tile once, in its order: nothing of the attempts that failed is kept

@@ -113,7 +113,7 @@ def test_as_torchvision(name, tmp_path):
     with torch.no_grad():
         wanted = model(list(normalized(tiles)))
     assert max(len(w["boxes"]) for w in wanted) < CAP, "the cap binds outputs without a class too"
-    ours = load_model(name, weights=path, device="cpu", **LIMITS)
+    ours = load_model(name, weights=path, device="cpu", exact=True, **LIMITS)
     ours.batch = 2
     found = ours(tiles)
     differ(found)
@@ -125,10 +125,19 @@ def test_as_torchvision(name, tmp_path):
         assert np.concatenate([f.masks for f in found]).std() > 0.2
     # folded norms, another memory layout and sparse pooling are the same up to rounding, which may
     # turn a close decision of the NMS
-    fast = load_model(path, device="cpu", exact=False, **LIMITS)
+    fast = load_model(path, device="cpu", precision="float32", **LIMITS)
     assert not [m for m in fast.model.modules() if "BatchNorm" in type(m).__name__], "all folded"
-    for one, other in zip(fast(tiles), expected, strict=True):
+    agree(fast(tiles), expected, within=1e-2, share=0.95)
+    # random weights know no objects, only boxes that score alike: bfloat16 turns more decisions
+    # of the NMS here than with trained ones (docs/adr/0009)
+    low = load_model(path, device="cpu", precision="bfloat16", **LIMITS)
+    agree(low(tiles), expected, within=3, share=0.5)
+
+
+def agree(found: list[Instances], expected: list[Instances], *, within: float, share: float):
+    """Assert that a share of each finds its like in the other, px and score together."""
+    for one, other in zip(found, expected, strict=True):
         apart = np.abs(one.boxes[:, None] - other.boxes[None]).max(2)
         apart += np.abs(one.scores[:, None] - other.scores[None])
-        assert np.mean(apart.min(1) < 1e-2) > 0.95
-        assert np.mean(apart.min(0) < 1e-2) > 0.95
+        assert np.mean(apart.min(1) < within) > share
+        assert np.mean(apart.min(0) < within) > share

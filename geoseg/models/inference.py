@@ -4,10 +4,10 @@ The steps are those of torchvision's own forward; what differs is said where it 
 leave as M x M probabilities in their box. Caps, counts and thresholds are the card's.
 
 *Exact* detectors compute with torchvision's operations in torchvision's order, so that the same
-pixels give its numbers to the last bits. The others fold norms into convolutions, keep channels
-last and pool by a sparse product, which is a quarter faster on a CPU; their rounding differs, by
-some thousandths of a px. Models in torchvision's or Detectron2's form are exact unless told
-otherwise, those of a timm backbone are not.
+pixels give its numbers to the last bits. The others, which all are unless told otherwise, fold
+norms into convolutions, keep channels last, pool by a sparse product, and on a CPU run oneDNN's
+fused kernels, in bfloat16 where it has matrix units for that (`geoseg.models.cpu`). Their rounding
+differs: by some thousandths of a px in float32; docs/adr/0009 has what bfloat16 changes.
 
 A tile is *saturated* where a limit may have cost objects: the detections reached their cap, or the
 region proposal network left out boxes that it held for objects with `SURE_OBJECT` or more, because
@@ -37,6 +37,7 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 
 from geoseg.errors import ModelError, TileError
 from geoseg.models.card import ModelCard, file_sha256
+from geoseg.models.cpu import cpu_precision, fused_kernels_work, mask_logits, pack
 from geoseg.models.glance import Glance
 from geoseg.models.gpu import CALL_BATCHES, FixedShapes, GpuOptions
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
@@ -109,14 +110,14 @@ class MaskRCNNDetector:
         Tiles a forward pass.
     fingerprint : str
         Identifies the weights.
-    exact : bool, optional
-        Compute as torchvision does, to the last bits; otherwise faster. Not given: exact for
-        family 'resnet_fpn' on a CPU.
+    exact : bool
+        Compute as torchvision does, to the last bits; otherwise faster.
     fixed : GpuOptions, optional
         Run in fixed shapes (`geoseg.models.gpu`), on whichever device; not given: on a GPU with
         the options' defaults, unless exact. It excludes `exact`.
     precision : str
-        'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'.
+        'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
+        matrix units for it.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class MaskRCNNDetector:
         min_score: float | None = None,
         batch: int | None = None,
         fingerprint: str = "",
-        exact: bool | None = None,
+        exact: bool = False,
         fixed: GpuOptions | None = None,
         precision: str = "auto",
     ) -> None:
@@ -143,22 +144,25 @@ class MaskRCNNDetector:
         self.fingerprint = fingerprint
         self.device = choose_device(device)
         on_cpu = self.device.type == "cpu"
-        if precision == "bfloat16" and on_cpu:
-            raise ModelError("precision bfloat16 is for GPUs; leave it out on a CPU")
         self.batch = batch or (fixed and fixed.batch) or (1 if on_cpu else 8)
         self.model = model.eval().requires_grad_(False)
-        family = card.architecture.get("family")
-        plain_resnet = family == "resnet_fpn" and on_cpu and fixed is None
-        self.exact = plain_resnet if exact is None else exact
-        if fixed is not None and self.exact:
+        self.exact = exact
+        if fixed is not None and exact:
             raise ModelError("fixed shapes are not torchvision's to the last bits; leave exact out")
-        if self.exact:
-            _pool_as_torchvision(self.model)
-        else:
-            fuse_batch_norms(self.model)
         layout = torch.contiguous_format if self.exact else torch.channels_last
         self._layout = layout
+        activations = [] if self.exact else fuse_batch_norms(self.model)
         self.model.to(self.device, memory_format=layout)
+        self.packed = not exact and on_cpu and fixed is None and fused_kernels_work()
+        if self.exact:
+            _pool_as_torchvision(self.model)
+        elif self.packed:
+            pack(self.model, activations, cpu_precision(precision))
+        elif on_cpu and fixed is None and precision == "bfloat16":
+            raise ModelError(
+                "precision bfloat16 on a CPU needs oneDNN's kernels, which this torch has not; "
+                "leave it out"
+            )
         self._divisor = int(card.architecture.get("size_divisor", 1))
         outputs = card.class_outputs or range(1, len(card.classes) + 1)
         self._outputs = torch.tensor(list(outputs), device=self.device)
@@ -289,14 +293,10 @@ class MaskRCNNDetector:
         pooled = heads.box_roi_pool(features, proposals, [size] * len(proposals))
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         counts = [len(p) for p in proposals]
-        decoded = heads.box_coder.decode(deltas, proposals)
-        decoded = decoded.reshape(len(deltas), -1, 4)[:, self._outputs].split(counts)
+        deltas = deltas.reshape(len(deltas), -1, 4)[:, self._outputs].split(counts)
         scored = F.softmax(logits, -1)[:, self._outputs].split(counts)
-        kept = [
-            self._keep(clip_boxes_to_image(b, size), s)
-            for b, s in zip(decoded, scored, strict=True)
-        ]
-        return kept, [self._below(s) for s in scored]
+        found = zip(proposals, deltas, scored, strict=True)
+        return [self._keep(*one, size) for one in found], [self._below(s) for s in scored]
 
     def _below(self, scores: Tensor) -> list[float]:
         """Return the best score below the threshold, and how many are worth telling."""
@@ -306,11 +306,17 @@ class MaskRCNNDetector:
         found: list[float] = torch.stack([best, (low >= WORTH_TELLING).sum()]).tolist()
         return found
 
-    def _keep(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _keep(
+        self, proposals: Tensor, deltas: Tensor, scores: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Apply threshold, NMS within a class, and the cap, to one tile."""
         passed = scores > self.min_score if self.card.strict_score else scores >= self.min_score
         rows, classes = torch.where(passed)
-        boxes, scores = boxes[rows, classes], scores[rows, classes]
+        scores = scores[rows, classes]
+        # torchvision decodes the boxes of all classes, of which a few in a thousand get this far
+        coder = self.model.roi_heads.box_coder
+        boxes = coder.decode_single(deltas[rows, classes], proposals[rows])
+        boxes = clip_boxes_to_image(boxes, size)
         good = ((boxes[:, 2:] - boxes[:, :2]) >= self.card.min_side_px).all(1)
         good &= torch.isfinite(boxes).all(1)
         boxes, scores, classes = boxes[good], scores[good], classes[good]
@@ -331,10 +337,14 @@ class MaskRCNNDetector:
         if sum(counts) == 0 or not self.card.has_masks:
             return [torch.full((n, cells, cells), float(BOX_PROBABILITY)) for n in counts]
         pooled = heads.mask_roi_pool(features, [boxes for boxes, _, _ in kept], [size] * len(kept))
-        logits = heads.mask_predictor(heads.mask_head(pooled))
-        labels = torch.cat([labels for _, _, labels in kept])
-        rows = torch.arange(len(labels), device=labels.device)
-        masks: Sequence[Tensor] = torch.sigmoid(logits[rows, self._outputs[labels]]).split(counts)
+        deep = heads.mask_head(pooled)
+        outputs = self._outputs[torch.cat([labels for _, _, labels in kept])]
+        if self.packed:
+            logits = mask_logits(heads.mask_predictor, deep, outputs)
+        else:
+            rows = torch.arange(len(outputs), device=outputs.device)
+            logits = heads.mask_predictor(deep)[rows, outputs]
+        masks: Sequence[Tensor] = torch.sigmoid(logits).split(counts)
         return masks
 
 
@@ -369,7 +379,9 @@ def propose(
     """
     n, maps = len(pixels), list(features.values())
     logits, deltas = rpn.head(maps)
-    anchors = rpn.anchor_generator(ImageList(pixels, [size] * n), maps)[0]
+    # of the maps it takes sizes and number type; those of bfloat16 know no odd px above 256
+    plain = [level[:, :1].float() for level in maps]
+    anchors = rpn.anchor_generator(ImageList(pixels, [size] * n), plain)[0]
     boxes, ranks, levels = [], [], []
     cut = torch.zeros(n, dtype=torch.bool, device=pixels.device)
     for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True)):
@@ -412,11 +424,18 @@ def _pool_as_torchvision(model: nn.Module) -> None:
             part.sparse = False
 
 
-def fuse_batch_norms(model: nn.Module) -> None:
-    """Fold each batch norm, trained or frozen, into the convolution just before it, in place."""
+def fuse_batch_norms(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """Fold each batch norm, trained or frozen, into the convolution just before it, in place.
+
+    Returns
+    -------
+    list of (parent, convolution's name, activation's name)
+        Activations that norms of timm brought along; they stand in the norms' places.
+    """
+    brought = []
     for parent in list(model.modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())
-        for (_, conv), (norm_name, norm) in pairwise(children):
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
             fits = isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
             if not (fits and isinstance(conv, nn.Conv2d)):
                 continue
@@ -428,6 +447,9 @@ def fuse_batch_norms(model: nn.Module) -> None:
             )  # fmt: skip
             # timm's norm layers carry the activation that follows them
             setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+            if hasattr(norm, "act"):
+                brought.append((parent, conv_name, norm_name))
+    return brought
 
 
 def make_detector(
@@ -437,7 +459,7 @@ def make_detector(
     *,
     device: str = "auto",
     min_score: float | None = None,
-    exact: bool | None = None,
+    exact: bool = False,
     precision: str = "auto",
     **limits: float | None,
 ) -> MaskRCNNDetector:
@@ -455,8 +477,7 @@ def make_detector(
         'auto', 'cpu' or 'cuda'.
     min_score : float, optional
         Score threshold in [0, 1]; the card's where not given.
-    exact : bool, optional
-    precision : str
+    exact, precision
         See `MaskRCNNDetector`.
     **limits
         ``max_detections``, ``proposals`` or ``nms_iou`` instead of the card's; None: the card's.
@@ -471,6 +492,8 @@ def make_detector(
     model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     # a detector with other limits finds other things: it must not be taken for the first
+    how = {"exact": exact or None, "precision": precision}
+    own |= {name: value for name, value in how.items() if value is not None}
     identity = [file_sha256(path), *(f"{name}={own[name]}" for name in sorted(own))]
     return MaskRCNNDetector(
         model,

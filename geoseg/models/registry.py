@@ -107,7 +107,7 @@ def load_model(
     max_detections: int | None = None,
     proposals: int | None = None,
     nms_iou: float | None = None,
-    exact: bool | None = None,
+    exact: bool = False,
     precision: str = "auto",
 ) -> MaskRCNNDetector:
     """Load a model as a detector.
@@ -133,11 +133,11 @@ def load_model(
         Boxes handed from the region proposal network to the heads, a tile; the card's.
     nms_iou : float, optional
         Box IoU above which the lower-scored of two detections is dropped; the card's.
-    exact : bool, optional
-        True: torchvision's numbers to the last bits; False: a quarter faster on a CPU, rounded
-        otherwise. Not given: exact for torchvision's and Detectron2's networks on a CPU.
+    exact : bool
+        Torchvision's numbers to the last bits, in two to four times the time on a CPU.
     precision : str
-        'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'.
+        'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
+        matrix units for it (AMX).
 
     Returns
     -------

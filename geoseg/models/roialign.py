@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
@@ -75,16 +76,9 @@ def pooling_matrix(
     -------
     scipy.sparse.csr_matrix (R * output_size^2, N * H * W), float32
     """
+    index, weight = _taps(rois, shape, scale, output_size, samples, aligned=aligned)
+    rows, taps = index.shape
     n, height, width = shape
-    corner, side = _in_cells(rois, scale, aligned)
-    ix, wx = _linear_taps(corner[:, 0], side[:, 0], output_size, samples[0], width)
-    iy, wy = _linear_taps(corner[:, 1], side[:, 1], output_size, samples[1], height)
-    first_row = rois[:, 0].long() * height
-    index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
-    index = index + ix[:, None, :, None, :]
-    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    taps = 4 * samples[0] * samples[1]
-    rows = len(rois) * output_size**2
     return scipy.sparse.csr_matrix(
         (
             weight.reshape(-1).numpy(),
@@ -93,6 +87,28 @@ def pooling_matrix(
         ),
         shape=(rows, n * height * width),
     )
+
+
+def _taps(
+    rois: Tensor,
+    shape: tuple[int, int, int],
+    scale: float,
+    output_size: int,
+    samples: tuple[int, int],
+    *,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the pixels and weights, both (R * output_size^2, taps), that cells are sums of."""
+    _, height, width = shape
+    corner, side = _in_cells(rois, scale, aligned)
+    ix, wx = _linear_taps(corner[:, 0], side[:, 0], output_size, samples[0], width)
+    iy, wy = _linear_taps(corner[:, 1], side[:, 1], output_size, samples[1], height)
+    first_row = rois[:, 0].long() * height
+    index = (first_row[:, None, None, None, None] + iy[:, :, None, :, None]) * width
+    index = index + ix[:, None, :, None, :]
+    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+    cells, taps = len(rois) * output_size**2, 4 * samples[0] * samples[1]
+    return index.reshape(cells, taps), weight.reshape(cells, taps)
 
 
 class _Pool(torch.autograd.Function):
@@ -147,7 +163,10 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
     ) -> Tensor:
-        """Return (R, C, S, S) float32 for all boxes of all images, in their order."""
+        """Return (R, C, S, S) for all boxes of all images, in their order.
+
+        float32, but for bfloat16 maps on a CPU, without gradients: bfloat16.
+        """
         del image_sizes  # the strides are known; torchvision's pooler derives them from it
         rois = torch.cat(
             [torch.cat([b.new_full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)]
@@ -158,13 +177,19 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         level = level.clamp(0, len(self.levels) - 1)
         first = features[self.levels[0]]
         size = self.output_size[0]
-        out = first.new_zeros((len(rois), first.shape[1], size, size), dtype=torch.float32)
+        kind = torch.bfloat16 if self._low(first) else torch.float32
+        out = first.new_zeros((len(rois), first.shape[1], size, size), dtype=kind)
         for i, name in enumerate(self.levels):
             rows = torch.where(level == i)[0]
             if len(rows):
                 pooled = self.pool(features[name], rois[rows], 1 / 2 ** (i + 2))
                 out = out.index_copy(0, rows, pooled)
         return out
+
+    def _low(self, features: Tensor) -> bool:
+        """Tell whether bfloat16 maps are pooled as such, which no gradient goes through."""
+        kind = (features.device.type, features.dtype)
+        return self.sparse and kind == ("cpu", torch.bfloat16) and not torch.is_grad_enabled()
 
     def pool(self, features: Tensor, rois: Tensor, scale: float) -> Tensor:
         """Return (R, C, S, S) pooled from one feature map (N, C, H, W)."""
@@ -193,9 +218,15 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
     def _product(
         self, features: Tensor, rois: Tensor, scale: float, samples: tuple[int, int]
     ) -> Tensor:
-        n, _, height, width = features.shape
+        n, channels, height, width = features.shape
         size = self.output_size[0]
         shape = (n, height, width)
+        if self._low(features):
+            index, weight = _taps(rois, shape, scale, size, samples, aligned=self.aligned)
+            flat = features.permute(0, 2, 3, 1).reshape(-1, channels)
+            # the same sums, in float32; of float32 maps torch's kernel for it is a slow one
+            low = F.embedding_bag(index, flat, mode="sum", per_sample_weights=weight.to(flat.dtype))
+            return low.view(-1, size, size, channels).permute(0, 3, 1, 2)
         matrix = pooling_matrix(rois, shape, scale, size, samples, aligned=self.aligned)
         out: Tensor = _Pool.apply(features, matrix, size)
         return out
