@@ -124,6 +124,6 @@ def test_precision_by_name(monkeypatch):
     # without matrix units it would only lose precision; nor where torch cannot tell
     for told in (lambda: False, None):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", told, raising=False)
-        assert cpu.cpu_precision(None) == torch.float32
+        assert cpu.cpu_precision("auto") == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert cpu.cpu_precision(None) == torch.bfloat16
+    assert cpu.cpu_precision("auto") == torch.bfloat16
