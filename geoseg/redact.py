@@ -40,7 +40,7 @@ _PAIR = re.compile(
 )
 _HEADER = re.compile(
     r"(?i)\b((?:proxy-)?authorization|x-[\w-]*(?:token|key|secret)[\w-]*|cookie|set-cookie)"
-    r"(['\"]?\s*[:=]\s*b?['\"]?)(?:(?:basic|bearer|digest|aws4-hmac-sha256|sharedkey|token)\s+)?"
+    r"(['\"]?\s*[:=]\s*(?:b(?=['\"]))?['\"]?)(?:(?:basic|bearer|digest|aws4-hmac-sha256|sharedkey|token)\s+)?"
     r"[^\r\n'\"]+"
 )
 _ENVIRONMENT = re.compile(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,9 +96,9 @@ class FileServer:
             request.connection.close()
             return
         if not status and path in self.moved:
-            self._send(request, 302, {"Location": self.moved[path]}, b"", number)
+            self._send(request, 302, {"Location": self.moved[path]}, b"", number, body=body)
         elif status or not file.is_file():
-            self._send(request, status or 404, {}, b"said by the server", number)
+            self._send(request, status or 404, {}, b"said by the server", number, body=body)
         else:
             self._serve(request, file, wanted, number, body=body)
 
@@ -130,3 +134,44 @@ class FileServer:
                 request.wfile.write(data)
             except OSError:
                 request.close_connection = True
+
+
+@dataclass
+class OwnProcess:
+    """The same server in a process of its own: GDAL may hold Python's lock while it waits."""
+
+    folder: Path
+
+    def __enter__(self) -> OwnProcess:
+        args = [sys.executable, __file__, str(self.folder)]
+        self._process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+        self.port = int(self._process.stdout.readline())
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def told(self) -> tuple[int, list[str]]:
+        """Return the bytes sent so far, and what was asked for; and count anew."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/told") as answer:
+            sent, log = json.loads(answer.read())
+        return sent, log
+
+
+if __name__ == "__main__":
+    with FileServer(Path(sys.argv[1])) as own:
+        serve = own.answer
+
+        def answer(request: BaseHTTPRequestHandler, *, body: bool = True) -> None:
+            if request.path != "/told":
+                serve(request, body=body)
+                return
+            told = json.dumps([own.sent, [entry[0] for entry in own.log]]).encode()
+            own.reset()
+            own._send(request, 200, {}, told, 1)
+            own.reset()
+
+        own.answer = answer
+        print(own.port, flush=True)
+        threading.Event().wait()

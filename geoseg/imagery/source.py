@@ -109,10 +109,9 @@ def open_raster(path: str | Path, *, overview_level: int | None = None) -> Itera
         The same, where the block raised one.
     """
     options = {} if overview_level is None else {"overview_level": overview_level}
-    if is_bucket(path):
-        opened = _open_in_bucket(str(path), options)
-    elif is_remote(path):
-        opened = _open_behind_http(plain_path(str(path)), options)
+    if is_remote(path):
+        plain = plain_path(str(path))
+        opened = (_open_in_bucket if is_bucket(plain) else _open_behind_http)(plain, options)
     elif is_allowed_vrt(path):
         opened = _open_vrt(str(path), options)
     else:
@@ -394,11 +393,13 @@ def describe_raster(path: str | Path, *, src_crs: str | None = None) -> RasterIn
 
 def _settled(path: str | Path) -> str | Path:
     """Return what a raster is called from here on: a plain address, or else a path."""
-    if is_bucket(path) or is_allowed_vrt(path):
+    if is_allowed_vrt(path):
         return str(path)
     if not is_remote(path):
         return Path(path)
     plain = plain_path(str(path))
+    if is_bucket(plain):
+        return plain
     # of two calls a minute apart the second may find another file
     ask_again([plain], after_s=_KNOWN_S)
     return plain
