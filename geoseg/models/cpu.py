@@ -218,6 +218,9 @@ class FusedConv(nn.Module):
         What it computes in; sums are float32 either way.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d, act: nn.Module | None, dtype: torch.dtype) -> None:
         super().__init__()
         weight = conv.weight.detach().to(dtype)
@@ -226,7 +229,8 @@ class FusedConv(nn.Module):
         self.register_buffer("bias", bias)
         # timm's Conv2dSame pads by the size of what comes
         self.same = type(conv).__name__ == "Conv2dSame"
-        self.padding = [0, 0] if self.same else list(conv.padding)
+        given: Any = conv.padding
+        self.padding: list[int] = [0, 0] if self.same else list(given)
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.groups, self.out_channels = conv.groups, conv.out_channels
         self.act, self.constants = ("none", []) if act is None else _ACTIVATIONS[type(act)]
@@ -263,7 +267,7 @@ class FusedConv(nn.Module):
             return x, self.weight, self.padding
         if self.even is not None and not any(side % 2 for side in x.shape[2:]):
             return x, *self.even
-        sides = []
+        sides: list[int] = []
         for axis in (1, 0):
             size, kernel = x.shape[2 + axis], self.weight.shape[2 + axis]
             reach = (kernel - 1) * self.dilation[axis] + 1
@@ -290,5 +294,5 @@ def mask_logits(predictor: nn.Sequential, x: Tensor, outputs: Tensor) -> Tensor:
     weight: Any = last.weight
     bias: Any = last.bias
     rows = weight[outputs].flatten(1)[:, None]
-    logits = torch.bmm(rows, x.to(rows.dtype).flatten(2))[:, 0] + bias[outputs][:, None]
+    logits: Tensor = torch.bmm(rows, x.to(rows.dtype).flatten(2))[:, 0] + bias[outputs][:, None]
     return logits.reshape(len(x), *x.shape[2:])
