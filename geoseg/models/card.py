@@ -156,7 +156,7 @@ class ModelCard:
 
 
 _RANGES = {"tile_size": (32, 8192), "overlap": (0, 8191), "max_detections": (1, 100_000),
-           "proposals": (1, 1_000_000), "rpn_pre_nms": (1, 1_000_000), "gsd_m": (0.001, 1000),
+           "proposals": (1, 1_000_000), "rpn_pre_nms": (1, 1_000_000),
            "card_version": (1, CARD_VERSION)}  # fmt: skip
 """What a card of somebody else may ask for."""
 _LARGEST = 4_096
