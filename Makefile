@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check lint types imports fmt docs dist bench clean
+.PHONY: help setup demo test slow gpu fuzz check lint types imports fmt docs dist bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test: $(STAMP) ## run the tests, without those that take long or need a GPU
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu: $(STAMP) ## run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(STAMP) ## break 10,000 files and see what geoseg makes of them
+	$(BIN)/python tests/fuzz/run.py --files 10000 --seed 1 --jobs 2
 
 check: lint types imports ## lint, types and import directions
 
@@ -42,14 +48,18 @@ fmt: $(STAMP) ## format the code and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write docs/api.md from the docstrings
+docs: $(STAMP) ## write docs/api.md from the docstrings, and the table of docs/inputs.md from the tests
 	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_inputs.py
 
 dist: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel . --no-deps -w dist
 
 bench: $(STAMP) ## run the benchmarks that need no data
 	$(BIN)/python benchmarks/roialign.py
+	$(BIN)/python benchmarks/vectorize.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scale_memory.py
 
 clean: ## remove .venv, caches and the demo
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -18,6 +18,7 @@ from geoseg.errors import ConfigError
 
 DEFAULT_TILE_SIZE = 768
 """Tile side where neither user nor detector says one, px."""
+PRECISIONS = ("auto", "bfloat16", "float32", "exact")
 DEFAULT_OVERLAP = 192
 """Overlap where neither user nor detector says one, px."""
 DEFAULT_SUPERTILE_PX = 3072
@@ -124,7 +125,8 @@ class DetectSettings:
     src_crs: str | None = None
     """CRS of images that have none."""
     precision: str = "auto"
-    """'auto' (bfloat16 on a GPU, float32 on a CPU), 'bfloat16' or 'float32'."""
+    """'auto' (bfloat16 where it is fast and was measured), 'bfloat16', 'float32', or 'exact': as
+    torchvision computes, to the last bits."""
     skip_empty: bool = False
     """Leave out tiles in which a look at 4 times coarser pixels finds nothing."""
 
@@ -152,9 +154,9 @@ class DetectSettings:
         parse_scale(self.scale)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
-        if self.precision not in ("auto", "bfloat16", "float32"):
+        if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"--precision is '{self.precision}'; expected auto, bfloat16 or float32"
+                f"--precision is '{self.precision}'; expected one of {', '.join(PRECISIONS)}"
             )
         if self.skip_empty and self.detector is not None:
             raise ConfigError("--skip-empty looks with geoseg's own models; leave it out")

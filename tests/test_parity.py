@@ -129,7 +129,7 @@ def test_as_torchvision(name, tmp_path):
     assert not [m for m in fast.model.modules() if "BatchNorm" in type(m).__name__], "all folded"
     agree(fast(tiles), expected, within=1e-2, share=0.95)
     # random weights know no objects, only boxes that score alike: bfloat16 turns more decisions
-    # of the NMS here than with trained ones (docs/adr/0009)
+    # of the NMS here than with trained ones (docs/adr/0008)
     low = load_model(path, device="cpu", precision="bfloat16", **LIMITS)
     agree(low(tiles), expected, within=3, share=0.5)
 

@@ -177,7 +177,7 @@ def test_detectors_without_a_first_look_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--skip-empty looks with geoseg's own models"):
         DetectSettings(images=(str(image),), detector="a:b", skip_empty=True)
     with pytest.raises(
-        ConfigError, match="--precision is 'int8'; expected auto, bfloat16 or float"
+        ConfigError, match="--precision is 'int8'; expected one of auto, bfloat16, float32, exact"
     ):
         DetectSettings(images=(str(image),), precision="int8")
 

@@ -125,9 +125,10 @@ def _once(
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "bfloat16", "float32"]),
+    type=click.Choice(["auto", "bfloat16", "float32", "exact"]),
     default="auto",
-    help="Of the network; auto: bfloat16 on a GPU, float32 on a CPU.",
+    help="Of the network; auto: bfloat16 where it is fast, for the shipped models; exact: as "
+    "torchvision computes.",
 )
 @click.option(
     "--skip-empty",

@@ -65,7 +65,7 @@ class DetectorSpec:
     threads: int
     """CPU threads of the process; 0: as the worker's owner set it."""
     precision: str = "auto"
-    """'auto', 'bfloat16' or 'float32'."""
+    """As in `geoseg.config.DetectSettings`."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -91,7 +91,8 @@ def _load(spec: DetectorSpec) -> Detector:
         model_here(str(spec.model)),
         device=spec.device,
         min_score=spec.min_score,
-        precision=spec.precision,
+        exact=spec.precision == "exact",
+        precision="auto" if spec.precision == "exact" else spec.precision,
     )
 
 

@@ -7,7 +7,7 @@ leave as M x M probabilities in their box. Caps, counts and thresholds are the c
 pixels give its numbers to the last bits. The others, which all are unless told otherwise, fold
 norms into convolutions, keep channels last, pool by a sparse product, and on a CPU run oneDNN's
 fused kernels, in bfloat16 where it has matrix units for that (`geoseg.models.cpu`). Their rounding
-differs: by some thousandths of a px in float32; docs/adr/0009 has what bfloat16 changes.
+differs: by some thousandths of a px in float32; docs/adr/0008 has what bfloat16 changes.
 
 A tile is *saturated* where a limit may have cost objects: the detections reached their cap, or the
 region proposal network left out boxes that it held for objects with `SURE_OBJECT` or more, because
@@ -117,7 +117,7 @@ class MaskRCNNDetector:
         the options' defaults, unless exact. It excludes `exact`.
     precision : str
         'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
-        matrix units for it.
+        matrix units for it, but float32 for networks of torchvision and Detectron2.
     """
 
     def __init__(
@@ -147,6 +147,9 @@ class MaskRCNNDetector:
         self.batch = batch or (fixed and fixed.batch) or (1 if on_cpu else 8)
         self.model = model.eval().requires_grad_(False)
         self.exact = exact
+        if precision == "auto" and card.architecture.get("family") == "resnet_fpn":
+            # their weights are others': nobody here has measured what bfloat16 does to them
+            precision = "float32"
         if fixed is not None and exact:
             raise ModelError("fixed shapes are not torchvision's to the last bits; leave exact out")
         layout = torch.contiguous_format if self.exact else torch.channels_last

@@ -137,7 +137,7 @@ def load_model(
         Torchvision's numbers to the last bits, in two to four times the time on a CPU.
     precision : str
         'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
-        matrix units for it (AMX).
+        matrix units for it (AMX), but float32 for networks of torchvision and Detectron2.
 
     Returns
     -------
