@@ -353,6 +353,7 @@ def _following(
     middle in the source, the edge has bent. That goes down with the square of its length.
     """
     dense, over = polygons.copy(), np.zeros(len(polygons), bool)
+    room = _MOST_VERTICES + 4 * int(shapely.get_num_coordinates(polygons).sum())
     for _ in range(_PASSES):
         start, end, owner, _ = _edges(dense)
         there = _through(way, np.concatenate([start, end]))
@@ -360,18 +361,30 @@ def _following(
         step[:, 0] = difference_of_x(step[:, 0], target)
         off = _through(way, there + step / 2, back=True) - (start + end) / 2
         off[:, 0] = difference_of_x(off[:, 0], source)
+        side = end - start
+        if source.is_geographic:
+            # a degree of longitude is short near a pole, and nothing at it
+            narrow = np.cos((start + end)[:, 1] / 2 * (2 * np.pi / turn_of(source)))
+            off[:, 0] *= narrow
+            side[:, 0] *= narrow
         away = np.nan_to_num(np.hypot(*off.T), nan=np.inf)
-        length = np.hypot(*(end - start).T)
+        length = np.hypot(*side.T)
         over[:] = False
         over[owner[away > _TORN * length]] = True
         # what is torn tells nothing of how it bends: by its length at most
         pieces = np.ceil(np.sqrt(np.minimum(away, length) / bend)).clip(1, _MOST_PIECES)
         pieces[~(away > bend)] = 1
+        wanted = int(pieces.sum())
+        if wanted > room:
+            # towards a place at infinity an edge bends without end
+            pieces = np.floor(pieces * (room / wanted)).clip(1)
         rows = np.unique(owner[pieces > 1])
         if not len(rows):
             break
         mine = np.isin(owner, rows)
         dense[rows] = _divided(dense[rows], pieces[mine].astype(np.int64))
+        if wanted > room:
+            break
     return dense, over
 
 
@@ -445,3 +458,5 @@ def turned(polygons: GeometryArray) -> GeometryArray:
     # normalize turns shells with the clock and holes against it
     out[wrong] = shapely.reverse(shapely.normalize(out[wrong]))
     return out
+_MOST_VERTICES = 300_000
+"""What edges that bend may get in all, beside four for each that was there."""

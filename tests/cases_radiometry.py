@@ -75,7 +75,8 @@ def given(
     def make(folder: Path) -> Made:
         write(folder / "image.tif", convert(scene()), dtype, **written)
         args = ("detect", "image.tif", "-o", "out.gpkg", "--detector", detector, "-j", "1")
-        return Made((*args, *options), "out.gpkg", truth() if expect else None)
+        corner = (written.get("pixel", PIXEL), 0.0, LEFT, 0.0, -written.get("pixel", PIXEL), TOP)
+        return Made((*args, *options), "out.gpkg", truth() if expect else None, corner)
 
     return make
 

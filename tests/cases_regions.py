@@ -108,7 +108,7 @@ def detect_to(dst: str, *, crs: str = UTM33, x: float = 500_000, y: float = 5_50
         args = ("detect", "image.tif", "-o", output, "--detector", "stubs:Bright", "-j", "1",
                 "--tile-size", "64", "--overlap", "16", "--simplify", "0", "--no-report",
                 "--dst-crs", dst)  # fmt: skip
-        return Made(args, output, _truth(crs, x, y, px))
+        return Made(args, output, _truth(crs, x, y, px), (px, 0.0, x, 0.0, -px, y))
 
     return make
 

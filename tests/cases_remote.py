@@ -15,7 +15,8 @@ from servers import FileServer
 from shapely.geometry import box
 
 UTM = "EPSG:32633"
-NORTH_UP = Affine(0.5, 0, 500_000, 0, -0.5, 5_500_000)
+PIXEL = (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_500_000.0)
+NORTH_UP = Affine(*PIXEL)
 SQUARES = ((20, 20, 50, 40), (80, 60, 100, 100), (30, 120, 70, 150))
 """x0, y0, x1, y1 of what is painted, px."""
 OPTIONS = (
@@ -51,7 +52,7 @@ def paint(path: Path, *, crs: str | None = UTM, **options) -> gpd.GeoDataFrame:
 
 
 def detect(image: str, truth: gpd.GeoDataFrame | None = None, *more: str) -> Made:
-    return Made(("detect", image, "-o", "out.gpkg", *OPTIONS, *more), "out.gpkg", truth)
+    return Made(("detect", image, "-o", "out.gpkg", *OPTIONS, *more), "out.gpkg", truth, PIXEL)
 
 
 def served(folder: Path, **options) -> str:

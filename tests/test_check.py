@@ -337,7 +337,9 @@ def test_values_that_show_nothing(make_raster):
     assert any("one value only (4000 4000 4000)" in n for n in report.notes)
     deep = np.linspace(0, 4000, 3 * 60 * 80).reshape(3, 60, 80).astype(np.uint16)
     report = check_image(make_raster("deep.tif", deep), EXPECTED, statistics=True)
-    assert any(re.search(r"scaled: 79\S* to 39\d\d\S* become 25.5 to 229.5", n) for n in report.notes), report.notes
+    assert any(
+        re.search(r"scaled: 79\S* to 39\d\d\S* become 25.5 to 229.5", n) for n in report.notes
+    ), report.notes
     path = make_raster("raw.tif", deep)
     report = check_image(path, EXPECTED, statistics=True, scale="none")
     assert any("values reach 4000" in n for n in report.notes)

@@ -211,3 +211,9 @@ def test_areas_of_many_objects_are_quick():
     geodesic_area_perimeter(polygons, "EPSG:32633")
     # 0.1 s on a slow core; the bound only tells a loop over vertices from a vectorized call
     assert time.perf_counter() - start < 3
+
+
+def test_a_small_file_is_not_enlarged_without_end(info):
+    assert working_grid(info, info.gsd_m / 999).height == 999 * info.height
+    with pytest.raises(ConfigError, match=r"would enlarge pixels of .* 2,000 times; at most 1000"):
+        working_grid(info, info.gsd_m / 2000)

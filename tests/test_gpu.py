@@ -72,7 +72,7 @@ def pair(architecture: Architecture = TIMM, options: GpuOptions = FLOAT, device=
     """Return one network as a plain detector and as one in fixed shapes."""
     card = card_of(architecture, **changes)
     model = network(architecture)
-    plain = MaskRCNNDetector(copy.deepcopy(model), card, device="cpu", exact=False)
+    plain = MaskRCNNDetector(copy.deepcopy(model), card, device="cpu", precision="float32")
     return plain, MaskRCNNDetector(model, card, device=device, fixed=options)
 
 

@@ -155,8 +155,8 @@ def _moved(x: float, y: float):
     def break_it(monkeypatch):
         good = plan.describe_raster
 
-        def describe(path):
-            info = good(path)
+        def describe(path, **how):
+            info = good(path, **how)
             return replace(info, transform=info.transform * Affine.translation(x, y))
 
         monkeypatch.setattr(plan, "describe_raster", describe)
@@ -168,8 +168,8 @@ def _rows_for_columns(monkeypatch):
     """Take the transform's rows for columns: x from rows, y from columns."""
     good = plan.describe_raster
 
-    def describe(path):
-        info = good(path)
+    def describe(path, **how):
+        info = good(path, **how)
         a, b, c, d, e, f = info.transform[:6]
         return replace(info, transform=Affine(b, a, c, e, d, f))
 

@@ -108,7 +108,7 @@ def test_card_and_weights_round_trip(model_file):
         ('{"name": "x"}', r"lacks \['architecture', 'classes', 'gsd_m'\]"),
         ({"colour": 1}, r"unknown keys \['colour'\]; it needs a newer geoseg"),
         ({"classes": []}, "has no classes"),
-        ({"gsd_m": 0}, "gsd_m is 0; expected above 0"),
+        ({"gsd_m": 0}, "gsd_m is 0; expected (above 0|0.001 to 1000)"),
         ({"gsd_m": float("nan")}, "gsd_m is nan"),
         ({"min_score": 2}, r"min_score must lie in \[0, 1\]"),
         ({"architecture": {"depth": 50}}, r"architecture has unknown keys \['depth'\]"),

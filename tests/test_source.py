@@ -222,7 +222,7 @@ def test_describe_raster_refuses_what_has_no_place(make_raster, tmp_path):
     for path, match in (
         (
             make_raster("a.tif", crs=None),
-            "has no CRS; name it with --src-crs EPSG:..., or assign one with gdal_edit",
+            "has no CRS; name it with --src-crs EPSG:..., put a .prj file beside it, or assign one",
         ),
         (gcps, "gdalwarp -t_srs EPSG:4326"),
         (make_raster("b.tif", transform=None), "no transform"),
@@ -397,3 +397,13 @@ def test_an_image_with_a_world_file_needs_only_a_crs(make_raster, tmp_path, driv
 def test_src_crs_leaves_the_crs_of_a_file_alone(make_raster):
     path = make_raster(crs="EPSG:32633")
     assert pyproj.CRS(describe_raster(path, src_crs="EPSG:32645").crs_wkt).to_epsg() == 32633
+
+
+@pytest.mark.parametrize("dtype", ["complex_int16", "complex64", "complex128"])
+def test_complex_pixels_are_refused(tmp_path, dtype):
+    path = tmp_path / "radar.tif"
+    options = {"crs": "EPSG:32633", "transform": Affine(1, 0, 500_000, 0, -1, 5_500_000)}
+    with rasterio.open(path, "w", "GTiff", 4, 4, 1, dtype=dtype, **options):
+        pass
+    with pytest.raises(SourceError, match="has complex pixels; convert them to real ones"):
+        describe_raster(path)

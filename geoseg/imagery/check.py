@@ -630,8 +630,8 @@ def sight_of(
     SourceError, TileError
         If the file does not open; without `skip_damaged` also where it cannot be read.
     """
-    with open_raster(info.path) as src:
-        names = tuple(map(band_name, info.colors, src.descriptions))
+    described = info.names or ("",) * info.bands
+    names = tuple(map(band_name, info.colors, described))
     sight = Sight(info, tuple(bands), names, **known)
     if not statistics:
         return sight

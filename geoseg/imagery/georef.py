@@ -18,6 +18,8 @@ from geoseg.records import DoubleArray, GeometryArray, IntArray, RasterInfo
 
 NATIVE_TOLERANCE = 0.02
 """A requested GSD this close to the raster's own (as a share of it) means: no resampling."""
+MOST_ENLARGED = 1_000
+"""A pixel may become so many grid pixels a side: beyond, a small file would be an endless night."""
 
 _PLANE_EXTENT_M = 500.0
 """Polygons up to this size / (1 + tan(latitude)) are measured in an equal-area plane, larger ones
@@ -114,12 +116,18 @@ def working_grid(info: RasterInfo, gsd_m: float | None) -> WorkingGrid:
     Raises
     ------
     ConfigError
-        If `gsd_m` is not a positive number.
+        If `gsd_m` is not a positive number, or so small that the grid would have no end.
     """
     if gsd_m is not None and not (np.isfinite(gsd_m) and gsd_m > 0):
         raise ConfigError(f"--gsd is {gsd_m}; expected metres per pixel above 0, or native")
     if gsd_m is None or abs(gsd_m / info.gsd_m - 1) <= NATIVE_TOLERANCE:
         return WorkingGrid(info.transform, info.height, info.width, 1.0, 1.0, info.gsd_m)
+    if info.gsd_m > MOST_ENLARGED * gsd_m:
+        raise ConfigError(
+            f"--gsd {gsd_m:g} (the model's, where none is given) would enlarge pixels of "
+            f"{info.gsd_m:.4g} m {info.gsd_m / gsd_m:,.0f} times; at most {MOST_ENLARGED} times: "
+            "give a coarser one, or native, or another model"
+        )
     width = max(1, round(info.width * info.gsd_m / gsd_m))
     height = max(1, round(info.height * info.gsd_m / gsd_m))
     scale_x, scale_y = info.width / width, info.height / height

@@ -61,7 +61,6 @@ DRIVERS = {
 
 _FINGERPRINT_SAMPLES = 16
 _FINGERPRINT_BYTES = 16_384
-_FILE_SIDE_PX = 10_000_000
 _KNOWN_S = 60.0
 _ALPHA_SAMPLES = 3
 _ALPHA_SAMPLE_PX = 64
@@ -435,7 +434,7 @@ def raster_crs(src: DatasetReader) -> CRS | None:
             try:
                 text = beside.read_text(encoding="utf-8-sig")
                 return CRS.from_wkt(text, morph_from_esri_dialect=True)
-            except (RasterioError, UnicodeDecodeError, OSError) as error:
+            except (CRSError, RasterioError, UnicodeDecodeError, OSError) as error:
                 raise SourceError(
                     f"{beside} holds no CRS that is understood ({error}); expected WKT, as of "
                     "ESRI, or delete it and name the CRS with --src-crs"
@@ -481,17 +480,13 @@ def _check_georeference(path: str | Path, src: DatasetReader, src_crs: str | Non
 
 def _check_pixels(path: str | Path, src: DatasetReader) -> None:
     """Refuse pixels that are no measured brightness."""
-    if max(src.height, src.width) > _FILE_SIDE_PX:
-        raise SourceError(
-            f"{path} is {src.width} x {src.height} px; at most {_FILE_SIDE_PX} px a side are read"
-        )
+    if src.dtypes[0].startswith("complex"):
+        raise SourceError(f"{path} has complex pixels; convert them to real ones first")
     if len(set(src.dtypes)) > 1:
         raise SourceError(
             f"{path} has bands of several types ({', '.join(sorted(set(src.dtypes)))}); give them "
             "one with gdal_translate -ot"
         )
-    if np.dtype(src.dtypes[0]).kind == "c":
-        raise SourceError(f"{path} has complex pixels; convert them to real ones first")
 
 
 def _palette(path: str | Path, src: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:

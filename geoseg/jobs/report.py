@@ -68,8 +68,10 @@ def report_run(
     manifest = _finished_manifest(run_dir)
     try:
         return _write(run_dir, path, manifest, images, overwrite=overwrite)
-    except GeosegError:
+    except (GeosegError, MemoryError):
         raise
+    except OSError as error:
+        raise OutputError(f"the page of {run_dir} cannot be written ({error})") from error
     # a manifest or table with odd values in it: there are more ways than can be looked for
     except Exception as error:
         raise OutputError(

@@ -495,7 +495,7 @@ def make_detector(
     model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     # a detector with other limits finds other things: it must not be taken for the first
-    how = {"exact": exact or None, "precision": precision}
+    how = {"exact": exact or None, "precision": None if precision == "auto" else precision}
     own |= {name: value for name, value in how.items() if value is not None}
     identity = [file_sha256(path), *(f"{name}={own[name]}" for name in sorted(own))]
     return MaskRCNNDetector(

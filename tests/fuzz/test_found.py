@@ -136,7 +136,7 @@ def _(seeds: Path, folder: Path) -> None:
 # --- job files -------------------------------------------------------------------------------
 
 
-@found("lists in lists in a job", "run", "job.toml", says="job.toml is not valid TOML")
+@found("lists in lists in a job", "run", "job.toml", says="job.toml is nested too deep")
 def _(seeds: Path, folder: Path) -> None:
     (folder / "job.toml").write_text("[detect]\nimages = " + "[" * 3_000)
 
@@ -188,7 +188,8 @@ def _(seeds: Path, folder: Path) -> None:
     "regions.shp",
     "--grid",
     "square:1",
-    says="cannot be read as a vector layer",
+    code=0,
+    says="",
 )
 def _(seeds: Path, folder: Path) -> None:
     shapefile(seeds, folder)
@@ -260,7 +261,7 @@ def _(seeds: Path, folder: Path) -> None:
 
 @found(
     "a geometry of an unknown kind", "count", "objects.gpkg", "regions.gpkg", "--regions-crs",
-    "EPSG:32633", says="regions file .*regions.gpkg",
+    "EPSG:32633", code=0, says="6 regions have no area",
 )  # fmt: skip
 def _(seeds: Path, folder: Path) -> None:
     copy(seeds, folder, "vectors/objects.gpkg", "vectors/regions.gpkg")
@@ -411,7 +412,7 @@ training(
     "lists in lists in a training file",
     "[train]",
     f"x = {'[' * 3000}\n[train]",
-    "is not valid TOML",
+    "is nested too deep",
 )
 training(
     "augmentation that is a list",
