@@ -458,5 +458,7 @@ def turned(polygons: GeometryArray) -> GeometryArray:
     # normalize turns shells with the clock and holes against it
     out[wrong] = shapely.reverse(shapely.normalize(out[wrong]))
     return out
+
+
 _MOST_VERTICES = 300_000
 """What edges that bend may get in all, beside four for each that was there."""
