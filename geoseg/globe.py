@@ -373,7 +373,7 @@ def _following(
         over[owner[away > _TORN * length]] = True
         # what is torn tells nothing of how it bends: by its length at most
         pieces = np.ceil(np.sqrt(np.minimum(away, length) / bend)).clip(1, _MOST_PIECES)
-        pieces[~(away > bend)] = 1
+        pieces[~(away > bend) | ~np.isfinite(pieces)] = 1
         wanted = int(pieces.sum())
         if wanted > room:
             # towards a place at infinity an edge bends without end

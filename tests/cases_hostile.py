@@ -114,7 +114,7 @@ CASES = [
     _hostile("prefix", "GDAL's syntax instead of a file",
              _text("x", "", image="GTIFF_DIR:1:in.tif"), 2, "GDAL's syntax"),
     _hostile("vrt-as-mask", "VRT as mask beside an image", _text("in.tif.msk", _VRT), 2,
-             "is a VRT"),
+             "is not a TIFF; delete it"),
     _hostile("regions-link", "GeoJSON whose CRS is an address", _text("regions.geojson", _LINK,
              *_REGIONS), 2, "takes its CRS from another place"),
     _hostile("regions-vrt", "virtual file as regions", _text("regions.geojson", _OGR_VRT,

@@ -65,15 +65,16 @@ def _objects(outcome: Outcome) -> str:
 
 def said_in(err: str) -> str:
     """Return the errors and warnings of a run, without what differs from machine to machine."""
-    marks = ("geoseg: error: ", "error: ", "warning: ")
+    marks = ("geoseg: error: ", "geoseg: no objects", "error: ", "warning: ")
     said = []
     for line in err.splitlines():
         text = re.sub(r"^\d\d:\d\d:\d\d ", "", line)
         mark = next((m for m in marks if text.startswith(m)), None)
         if mark is not None:
-            said.append(text.removeprefix("geoseg: error: "))
+            said.append(text.removeprefix("geoseg: ").removeprefix("error: "))
     text = " / ".join(dict.fromkeys(said))
     text = re.sub(r"(?<![\w:/])/(?!vsi)[^\s:,;'()]*/(?=[^\s/]+)", "", text)
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8080", text)
     text = re.sub(r" \(GDAL: .*?\)(?=$|;| /)", "", text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 

@@ -63,7 +63,7 @@ BAD = {
     "missing among good ones": ("good.tif nowhere.tif", "nowhere.tif: no such file"),
     "not a raster": ("text.tif", "is not a raster"),
     "empty file": ("empty.tif", "the file is empty"),
-    "no CRS": ("nocrs.tif", "has no CRS; assign one"),
+    "no CRS": ("nocrs.tif", "has no CRS; name it with --src-crs"),
     "truncated": ("cut.tif", "cut.tif is truncated"),
     "folder without images": ("folder", "the folder holds no raster"),
     "pattern without images": ("none*.tif", "the pattern matches no raster"),

@@ -172,7 +172,7 @@ def bad_record(tiles):
     ("detector", "reason"),
     [
         (nothing, "returned NoneType for"),
-        (too_few, "returned list for"),
+        (too_few, "returned list of 0 for"),
         (no_instances, r"expected geoseg\.Instances, got dict"),
         (unknown_label, "label 7 is out of range; the detector names 1 classes"),
         (bad_record, "boxes or scores that are not finite"),
@@ -187,7 +187,7 @@ def test_a_detector_that_returns_rubbish_fails_with_a_reason(image, detector, re
     assert result.coverage["reason"].str.startswith("36 of 36 tiles failed; tile (0, 0): ").all()
 
 
-@pytest.mark.parametrize("mask", [np.full((4, 4), np.nan), np.zeros((4, 4)), np.ones((1, 1))])
+@pytest.mark.parametrize("mask", [np.zeros((4, 4)), np.ones((1, 1))])
 def test_odd_masks_stop_nothing(image, mask):
     def odd(tiles):
         box = np.array([[5, 5, 25, 25]], np.float32)

@@ -113,10 +113,10 @@ def test_a_vrt_as_overview_or_mask_is_refused(make_raster, tmp_path, suffix):
     secret = tmp_path / "secret.txt"
     secret.write_bytes(b"x" * 64)
     Path(f"{path}{suffix}").write_text(VRT.format(path=secret))
-    with pytest.raises(SourceError, match=r"is a VRT"):
+    with pytest.raises(SourceError, match=r"is not a TIFF"):
         describe_raster(path)
     Path(f"{path}{suffix}").write_text("{}")
-    with pytest.raises(SourceError, match=r"not a raster"):
+    with pytest.raises(SourceError, match=r"is not a TIFF"):
         describe_raster(path)
 
 

@@ -940,7 +940,7 @@ def _loss_of(failed: Sequence[_Failure], blocks: int, src: DatasetReader) -> Los
         min(f.box.col for f in failed),
         max(f.box.end_col for f in failed),
     )
-    share = len(failed) / blocks
+    share = len(failed) / max(blocks, 1)
     return Loss(share, len(failed), around.rows, around.cols, around.bounds(src))
 
 

@@ -287,7 +287,9 @@ def _check_companions(path: str | Path, file: Path) -> None:
         for companion in {Path(f"{file}{suffix}"), Path(f"{file}{suffix.upper()}")}:
             if not companion.is_file():
                 continue
-            if _driver(companion, companion) != "GTiff":
+            with companion.open("rb") as stream:
+                head = stream.read(4)
+            if DRIVERS.get(head) != "GTiff":
                 raise SourceError(
                     f"{companion} is not a TIFF; delete it, or give {path} a right one"
                 )

@@ -61,6 +61,7 @@ Calibrations: TypeAlias = Calibration | Mapping[str, Calibration]
 RULES: tuple[Rule, ...] = ("point", "area", "intersects")
 NAME_FIELDS = ("region", "name", "region_id", "id")
 MOST_CLASSES = 12
+UNCLASSIFIED = "unclassified"
 """With more classes than this only counts get a column each."""
 
 
@@ -295,7 +296,10 @@ class RegionCounter:
             things = project(things, objects.crs, self.crs)
         kinds, classes = None, ()
         if "class" in objects.columns:
-            kinds, names = pd.factorize(objects["class"].astype(str).to_numpy())
+            named = objects["class"].astype(object)
+            # a Shapefile has no empty text, only none
+            named = named.where(named.notna(), UNCLASSIFIED).astype(str)
+            kinds, names = pd.factorize(named.to_numpy(dtype=object))
             classes = tuple(names.tolist())
         scores = objects["score"].to_numpy(np.float64) if "score" in objects.columns else None
         given = objects["area_m2"] if "area_m2" in objects.columns else None

@@ -431,7 +431,7 @@ def _odd_wkb(rng: random.Random) -> bytes:
     return mutate_bytes(rng, head + body) if rng.random() < 0.5 else head + body
 
 
-_GRID = ("--grid", "square:1")
+_GRID = ("--grid", "square:5")
 
 
 def regions(rng: random.Random, seeds: Path, folder: Path) -> Case:

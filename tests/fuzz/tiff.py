@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import zlib
@@ -151,6 +152,11 @@ def write(
     return bytes(out)
 
 
+def _whole(value: float) -> int:
+    """Return a value as a whole number; what is none is one that no field expects."""
+    return int(value) if math.isfinite(value) else 2**31
+
+
 def _fit(value: int, code: str) -> int:
     return value % 256 ** struct.calcsize(f"<{code}")
 
@@ -204,7 +210,7 @@ def _bytes(entry: Entry, order: str) -> bytes:
         return struct.pack(f"{order}{len(entry.values)}{code}", *map(float, entry.values))
     unsigned = code.upper()
     return struct.pack(
-        f"{order}{len(entry.values)}{unsigned}", *(_fit(int(v), unsigned) for v in entry.values)
+        f"{order}{len(entry.values)}{unsigned}", *(_fit(_whole(v), unsigned) for v in entry.values)
     )
 
 
