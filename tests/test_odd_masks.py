@@ -160,5 +160,5 @@ def test_nothing_found_gives_no_objects():
 def test_cells_that_are_not_a_number_are_refused(cells):
     mask = np.ones((28, 28))
     mask[cells] = np.nan
-    with pytest.raises(TileError, match="masks leave .0, 1. or are not finite"):
+    with pytest.raises(TileError, match=r"masks leave .0, 1. or are not finite"):
         record(([10, 10, 50, 50], mask))

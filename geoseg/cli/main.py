@@ -148,8 +148,7 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  # the last resort: one line, not a traceback
-        hint = "" if _verbose() else " (geoseg -v VERB ... shows where; please report it)"
-        return _fail(error, f"internal error: {type(error).__name__}: {error}{hint}", 1, ours=True)
+        return _unexpected(error)
     return returned if isinstance(returned, int) else 0
 
 
@@ -168,6 +167,14 @@ def _misused(error: click.ClickException) -> int:
     said = printable(redact(error.format_message().rstrip(".")), keep="\n")
     click.echo(f"geoseg: error: {said}{where}", err=True)
     return error.exit_code
+
+
+def _unexpected(error: Exception) -> int:
+    """Say that something happened that nobody thought of; too little memory is no fault of ours."""
+    if isinstance(error, MemoryError):
+        return _fail(error, f"there is too little memory for this ({error}); nothing was lost", 1)
+    hint = "" if _verbose() else " (geoseg -v VERB ... shows where; please report it)"
+    return _fail(error, f"internal error: {type(error).__name__}: {error}{hint}", 1, ours=True)
 
 
 def _fail(error: Exception, message: str, exit_code: int, *, ours: bool = False) -> int:

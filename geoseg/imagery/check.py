@@ -705,7 +705,7 @@ def _reading(
     with open_raster(info.path) as src:
         factors = src.overviews(1)
         longest = max(info.width, info.height)
-        wanted = [f for f in factors if longest / f >= _OVERVIEW_SIDE_PX]
+        wanted = [f for f in factors if 0 < f <= longest / _OVERVIEW_SIDE_PX]
         budget = max(1, values // len(bands))
         if wanted and longest > 2 * _OVERVIEW_SIDE_PX:
             with _overview(src, info, factors.index(max(wanted)), bands) as reader:
@@ -972,7 +972,7 @@ def map_validity(info: RasterInfo, bands: tuple[int, ...]) -> BoolArray:
     longest = max(info.width, info.height)
     with open_raster(info.path) as src:
         factors = src.overviews(1)
-        fitting = [f for f in factors if longest / f >= _MAP_SIDE]
+        fitting = [f for f in factors if 0 < f <= longest / _MAP_SIDE]
         if fitting and longest / max(fitting) <= 16 * _MAP_SIDE:
             level = factors.index(max(fitting))
             with _overview(src, info, level, bands) as (reader, grid):

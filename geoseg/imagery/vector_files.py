@@ -82,7 +82,7 @@ def _why_not_database(path: Path, head: bytes) -> str | None:
             made = database.execute(
                 "SELECT type FROM sqlite_master WHERE lower(name) = 'gpkg_contents'"
             ).fetchall()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         # broken, locked or too new for it: GDAL says so
         return None
     bad = [str(n) for n, kind, sql in rows if kind != "table" or _is_virtual(sql)]

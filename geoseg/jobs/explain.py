@@ -250,6 +250,8 @@ def _score(plan: RunPlan, summaries: Sequence[PartSummary], best: float) -> Iter
     threshold = plan.detector.min_score
     usual = plan.about_model.get("min_score")
     n = sum(s.n_below for s in summaries)
+    if not n:
+        return
     too_high = usual is not None and usual <= best < threshold
     if not too_high and best < _NEAR_SCORE * threshold:
         return
@@ -311,7 +313,7 @@ def _nothing_there(plan: RunPlan, best: float) -> Cause:
     return Cause(
         "nothing",
         f"the imagery may show none of what the detector knows ({classes}), or not as it knows "
-        f"them: it looked at {gsd:.2g} m a pixel, and the best score below the threshold is "
-        f"{best:.2f}",
+        f"them: it looked at {gsd:.2g} m a pixel, and "
+        + (f"the best score below the threshold is {best:.2f}" if best else "scored nothing at all"),
         "look at the imagery, and at geoseg models --help for others",
     )

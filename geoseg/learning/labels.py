@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from rasterio.features import rasterize
 from rasterio.windows import Window
+from shapely.errors import GEOSException
 from torch import Tensor
 
 from geoseg.errors import LabelError
@@ -162,7 +163,13 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     polygons = polygons_to_pixels(
         labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
     )
-    polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
+    try:
+        polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
+    except GEOSException as error:
+        raise LabelError(
+            f"{folder / table['labels']} holds outlines that cannot be mended ({error}); find them "
+            "with QGIS's Check Validity"
+        ) from error
     keep = shapely.area(polygons) > 0
     if not keep.any():
         raise LabelError(

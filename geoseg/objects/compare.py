@@ -302,7 +302,13 @@ def metres_around(*dates: gpd.GeoDataFrame) -> pyproj.CRS:
         # the metres of web maps are none, away from the equator
         if (np.abs(scales - 1) <= DISTORTED).all():
             return crs
-    return pyproj.CRS.from_user_input(table.estimate_utm_crs())
+    try:
+        return pyproj.CRS.from_user_input(table.estimate_utm_crs())
+    except (RuntimeError, ValueError) as error:
+        raise RegionError(
+            f"objects in '{crs.name}' reach to places that are not on the earth; check that their "
+            "CRS is the one that their coordinates are in"
+        ) from error
 
 
 def objects_of_date(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 import shapely
+from shapely.errors import GEOSException
 from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import RegionError
@@ -27,6 +28,8 @@ _BENT_M = 1000.0
 # ^ a thing of this size, larger towards the poles, has edges that are not straight in a cylinder
 
 _MOST_VERTICES = 50_000_000
+_MOST_OF_ONE = 1_000_000
+# ^ of one polygon: the whole earth has 160,000 edges of a kilometre
 # ^ added at once: the outline of every country of the earth at every kilometre is below a million
 
 
@@ -49,13 +52,23 @@ def polygonal(geometries: Iterable[BaseGeometry | None]) -> tuple[GeometryArray,
     result = without_empty_parts(result)
     invalid = ~shapely.is_valid(result)
     if invalid.any():
-        result[invalid] = shapely.make_valid(result[invalid], method="structure")
+        result[invalid] = _made_valid(result[invalid])
     for row in np.flatnonzero(~np.isin(shapely.get_type_id(result), (3, 6))):
         parts = shapely.get_parts(shapely.get_parts(result[row : row + 1]))
         result[row] = shapely.union_all(parts[shapely.get_type_id(parts) == 3])
         if shapely.is_empty(result[row]):
             result[row] = shapely.Polygon()
     return result, int(np.count_nonzero(invalid))
+
+
+def _made_valid(polygons: GeometryArray) -> GeometryArray:
+    """Return polygons made valid; what GEOS cannot mend has no area."""
+    try:
+        return np.asarray(shapely.make_valid(polygons, method="structure"), dtype=object)
+    except GEOSException:
+        if len(polygons) == 1:
+            return np.array([shapely.Polygon()], dtype=object)
+    return np.concatenate([_made_valid(polygons[k : k + 1]) for k in range(len(polygons))])
 
 
 def without_empty_parts(polygons: GeometryArray) -> GeometryArray:
@@ -289,7 +302,9 @@ def segmentize(polygons: GeometryArray, step: float, crs: pyproj.CRS) -> Geometr
     polygons = without_empty_parts(np.asarray(polygons, dtype=object))
     # an infinite edge, or one of 2**32 steps, ends in an error within GEOS, or in no memory
     finite = np.isfinite(shapely.get_coordinates(polygons)).all()
-    if not finite or not float(shapely.length(polygons).sum()) / step < _MOST_VERTICES:
+    length = shapely.length(polygons)
+    most = float(length.max(initial=0.0)) / step
+    if not finite or not (most < _MOST_OF_ONE and float(length.sum()) / step < _MOST_VERTICES):
         raise RegionError(
             f"a polygon reaches beyond all places of '{crs.name}'; check its coordinates, and that "
             "its CRS is the one that they are in"

@@ -102,6 +102,10 @@ def read_vector(
         raise RegionError(
             f"{what} file {path} has several fields called '{twice[0]}'; rename all but one"
         )
+    if "score" in table:
+        numbers = pd.to_numeric(table["score"], errors="coerce")
+        if (numbers.isna() & table["score"].notna()).any():
+            raise RegionError(f"{what} file {path}: the field 'score' holds text; expected numbers")
     check_place(table.crs, f"{what} file {path}")
     kinds = shapely.get_type_id(table.geometry.to_numpy())
     if len(table) and not np.isin(kinds, (3, 6, 7)).any():
