@@ -314,6 +314,6 @@ def _nothing_there(plan: RunPlan, best: float) -> Cause:
         "nothing",
         f"the imagery may show none of what the detector knows ({classes}), or not as it knows "
         f"them: it looked at {gsd:.2g} m a pixel, and "
-        + (f"the best score below the threshold is {best:.2f}" if best else "scored nothing at all"),
+        + (f"the best score below the threshold is {best:.2f}" if best else "it scored nothing"),
         "look at the imagery, and at geoseg models --help for others",
     )
