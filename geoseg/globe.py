@@ -460,5 +460,5 @@ def turned(polygons: GeometryArray) -> GeometryArray:
     return out
 
 
-_MOST_VERTICES = 300_000
+_MOST_VERTICES = 50_000
 """What edges that bend may get in all, beside four for each that was there."""
