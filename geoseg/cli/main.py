@@ -173,6 +173,15 @@ def _unexpected(error: Exception) -> int:
     """Say that something happened that nobody thought of; too little memory is no fault of ours."""
     if isinstance(error, MemoryError):
         return _fail(error, f"there is too little memory for this ({error}); nothing was lost", 1)
+    if type(error).__name__ == "GEOSException":
+        # whatever is done with outlines that nobody can mend ends here
+        said = " ".join(str(error).split()) or "no reason given"
+        return _fail(
+            error,
+            f"an outline of the input cannot be worked with ({said}); find and mend it, for "
+            "example with QGIS's Check Validity",
+            1,
+        )
     hint = "" if _verbose() else " (geoseg -v VERB ... shows where; please report it)"
     return _fail(error, f"internal error: {type(error).__name__}: {error}{hint}", 1, ours=True)
 

@@ -152,23 +152,22 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     grid = working_grid(info, gsd_m)
     name = str(table.get("name", Path(info.path).stem))
 
-    aoi = shapely.union_all(
-        polygons_to_pixels(
-            aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
-        )
-    )
-    aoi = shapely.intersection(
-        _part_of(aoi, table.get("aoi_part")), shapely.box(0, 0, grid.width, grid.height)
+    areas = polygons_to_pixels(
+        aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
     )
     polygons = polygons_to_pixels(
         labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
     )
     try:
+        aoi = shapely.intersection(
+            _part_of(shapely.union_all(shapely.make_valid(areas)), table.get("aoi_part")),
+            shapely.box(0, 0, grid.width, grid.height),
+        )
         polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
     except GEOSException as error:
         raise LabelError(
-            f"{folder / table['labels']} holds outlines that cannot be mended ({error}); find them "
-            "with QGIS's Check Validity"
+            f"site {name}: {table['labels']} or {table['aoi']} holds outlines that cannot be "
+            f"mended ({error}); find them with QGIS's Check Validity"
         ) from error
     keep = shapely.area(polygons) > 0
     if not keep.any():

@@ -471,6 +471,7 @@ def local_crs(*tables: gpd.GeoDataFrame | None) -> pyproj.CRS:
             continue
         lonlat = table.geometry.to_crs(4326)
         xy = np.radians(shapely.get_coordinates(lonlat.to_numpy()))
+        xy = xy[np.isfinite(xy).all(axis=1)]
         if len(xy) == 0:
             continue
         lon, lat = xy.T

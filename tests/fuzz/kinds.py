@@ -663,7 +663,7 @@ def run_directory(rng: random.Random, seeds: Path, folder: Path) -> Case:
         elif broken.name == "run.json" and rng.random() < 0.85:
             try:
                 tree = json.loads(broken.read_bytes())
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             keys = tuple(tree) if isinstance(tree, dict) else ()
             broken.write_bytes(to_json(rng, mutate_tree(rng, tree, keys)))
