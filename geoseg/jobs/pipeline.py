@@ -472,13 +472,16 @@ def _own_output(settings: DetectSettings) -> bool:
         # it writes no output: there is nothing to replace
         return True
     manifest = RunDirectory(path).read_manifest() or {}
-    noted = [m for m in (manifest.get("outputs") or {}).get("files", []) if m]
+    noted = manifest.get("outputs")
+    noted = noted.get("files") if isinstance(noted, dict) else None
+    # a damaged manifest knows nothing
+    noted = [m for m in noted if isinstance(m, dict)] if isinstance(noted, list) else []
     # of several outputs some may have one name, in different folders
-    names, marks = {m["name"] for m in noted}, {tuple(m.items()) for m in noted}
+    names, marks = {str(m.get("name")) for m in noted}, [list(m.items()) for m in noted]
     writing = manifest.get("writing")
     for file in files:
         mark = file_mark(file)
-        known = mark is not None and tuple(mark.items()) in marks
+        known = mark is not None and list(mark.items()) in marks
         if known or (writing and _written_since(mark, writing)):
             continue
         if file.name in names:
@@ -490,9 +493,10 @@ def _own_output(settings: DetectSettings) -> bool:
     return True
 
 
-def _written_since(mark: dict[str, Any] | None, writing: dict[str, Any]) -> bool:
+def _written_since(mark: dict[str, Any] | None, writing: Any) -> bool:
     """Tell whether a file came while a run that was then killed wrote its output."""
-    if mark is None or mark in writing["before"]:
+    known = isinstance(writing, dict) and isinstance(writing.get("since_ns"), int)
+    if mark is None or not known or mark in list(writing.get("before") or ()):
         return False
     return bool(mark["mtime_ns"] >= writing["since_ns"])
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import shapely
 import torch
 import torch.nn.functional as F
+from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 from rasterio.windows import Window
 from shapely.errors import GEOSException
@@ -152,13 +153,13 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     grid = working_grid(info, gsd_m)
     name = str(table.get("name", Path(info.path).stem))
 
-    areas = polygons_to_pixels(
-        aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
-    )
-    polygons = polygons_to_pixels(
-        labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
-    )
     try:
+        areas = polygons_to_pixels(
+            aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
+        )
+        polygons = polygons_to_pixels(
+            labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
+        )
         aoi = shapely.intersection(
             _part_of(shapely.union_all(shapely.make_valid(areas)), table.get("aoi_part")),
             shapely.box(0, 0, grid.width, grid.height),
@@ -168,6 +169,11 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
         raise LabelError(
             f"site {name}: {table['labels']} or {table['aoi']} holds outlines that cannot be "
             f"mended ({error}); find them with QGIS's Check Validity"
+        ) from error
+    except ProjError as error:
+        raise LabelError(
+            f"site {name}: there is no way from the CRS of {table['labels']} or {table['aoi']} to "
+            f"that of the image ({error}); assign the right one"
         ) from error
     keep = shapely.area(polygons) > 0
     if not keep.any():

@@ -425,8 +425,8 @@ training(
 # --- runs ------------------------------------------------------------------------------------
 
 
-def run_with(name: str, *command: str, says: str, **values: Any) -> None:
-    @found(name, *command, says=says)
+def run_with(name: str, *command: str, says: str, code: int = 2, **values: Any) -> None:
+    @found(name, *command, code=code, says=says)
     def _(seeds: Path, folder: Path) -> None:
         shutil.copytree(seeds / "run", folder, dirs_exist_ok=True)
         path = folder / "out.geoseg-run" / "run.json"
@@ -447,6 +447,58 @@ run_with("an image without a size", "report", "out.geoseg-run", says="cannot be 
 @found("looking at an output leaves nothing", "call:run", "out.gpkg", code=0, says="")
 def _(seeds: Path, folder: Path) -> None:
     shutil.copytree(seeds / "run", folder, dirs_exist_ok=True)
+
+
+@found("a score that is text", "count", "s.geojson", "--grid", "square:1", says="holds text")
+def _(seeds: Path, folder: Path) -> None:
+    geojson(folder / "s.geojson", polygon(SQUARE), score="=1+1")
+
+
+@found("a class that is none", "count", "s.geojson", "--grid", "square:100000", code=0, says="")
+def _(seeds: Path, folder: Path) -> None:
+    text = {"type": "FeatureCollection", "features": []}
+    for name in (None, "house"):
+        part = {"type": "Feature", "properties": {"class": name}, "geometry": polygon(SQUARE)}
+        text["features"].append(part)
+    (folder / "s.geojson").write_text(json.dumps(text), encoding="utf-8")
+
+
+@found(
+    "a region from here to the moon", "count", "objects.gpkg", "r.geojson",
+    says="beyond all places",
+)  # fmt: skip
+def _(seeds: Path, folder: Path) -> None:
+    copy(seeds, folder, "vectors/objects.gpkg")
+    far = [[500_000, 5e6], [500_100, 5e6], [500_100, 8.58e9], [500_000, 8.58e9], [500_000, 5e6]]
+    geojson(folder / "r.geojson", polygon(far))
+    name = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    text = json.loads((folder / "r.geojson").read_text()) | {"crs": name}
+    (folder / "r.geojson").write_text(json.dumps(text), encoding="utf-8")
+
+
+@found("an overview of factor 0", "check", "a.tif", "--read", "--statistics", code=1, says="a.tif")
+def _(seeds: Path, folder: Path) -> None:
+    image, empty = one_image(), one_image()
+    empty.put(254, LONG, [1])
+    empty.put(256, SHORT, [4_000])
+    (folder / "a.tif").write_bytes(tiff.write([image, empty]))
+
+
+run_with(
+    "outputs that are a list",
+    *("detect", "image.tif", "-o", "out.gpkg", *RUN_ARGS, "--regions", "regions.geojson"),
+    says="out.gpkg exists",
+    outputs=[[1]],
+)
+run_with("settings that are a list", "call:run", "out.geoseg-run", says="is a list", settings=[1])
+run_with(
+    "an output that is a list",
+    "call:run",
+    "out.geoseg-run",
+    code=0,
+    says="",
+    settings={"output": []},
+)
 
 
 @found("lists in lists in a manifest", "report", "out.geoseg-run", says="holds no run")
