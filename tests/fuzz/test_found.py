@@ -491,14 +491,6 @@ run_with(
     outputs=[[1]],
 )
 run_with("settings that are a list", "call:run", "out.geoseg-run", says="is a list", settings=[1])
-run_with(
-    "an output that is a list",
-    "call:run",
-    "out.geoseg-run",
-    code=0,
-    says="",
-    settings={"output": []},
-)
 
 
 @found("lists in lists in a manifest", "report", "out.geoseg-run", says="holds no run")
