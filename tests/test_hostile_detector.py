@@ -148,6 +148,7 @@ def test_undisturbed_puts_back_what_belongs_to_the_process(tmp_path, monkeypatch
 
     monkeypatch.chdir(tmp_path)
     before = (Path.cwd(), locale.setlocale(locale.LC_ALL), sys.getrecursionlimit())
+    odd = np.geterr()
     filters = warnings.filters[:]
 
     def meddle() -> None:
@@ -157,12 +158,14 @@ def test_undisturbed_puts_back_what_belongs_to_the_process(tmp_path, monkeypatch
             locale.setlocale(locale.LC_ALL, "C")
             sys.setrecursionlimit(5_000)
             warnings.simplefilter("error")
+            np.seterr(all="raise")
             raise SystemExit
 
     with pytest.raises(SystemExit):
         meddle()
     assert (Path.cwd(), locale.setlocale(locale.LC_ALL), sys.getrecursionlimit()) == before
     assert warnings.filters == filters
+    assert np.geterr() == odd
     assert capsys.readouterr() == ("", "for people\n")
 
 

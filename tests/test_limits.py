@@ -150,7 +150,9 @@ def peak_mb(args: list[str], folder: Path) -> tuple[int, float, str]:
         "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
         "from geoseg.cli.main import main\n"
         "code = main(sys.argv[1:])\n"
-        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        # getrusage would count what the process was forked from
+        "status = dict(l.split(':', 1) for l in open('/proc/self/status'))\n"
+        "print('PEAK', int(status['VmHWM'].split()[0]) // 1024)\n"
         "sys.exit(code)"
     )
     done = subprocess.run(

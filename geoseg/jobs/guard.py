@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
+import numpy as np
+
 _LONGEST = 500
 
 
@@ -17,13 +19,14 @@ def undisturbed() -> Iterator[None]:
     """Put back what belongs to the whole process, and keep stdout for results.
 
     What is printed inside goes to stderr. The working directory, the language, Python's warning
-    filters and recursion limit are afterwards as they were. The environment and threads are the
-    detector's own business: libraries set them for themselves when they load.
+    filters and recursion limit, and what numpy does about odd numbers, are afterwards as they
+    were. The environment and threads are the detector's own business: libraries set them for
+    themselves when they load.
     """
     here, language = _here(), locale.setlocale(locale.LC_ALL)
     filters, depth = warnings.filters[:], sys.getrecursionlimit()
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), np.errstate():
             yield
     finally:
         if here is not None and _here() != here:

@@ -13,7 +13,7 @@ import pytest
 from fuzz.server import ROOT, Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of sound files."""
     folder = tmp_path_factory.mktemp("seeds")
@@ -27,14 +27,14 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Return a server with all that geoseg imports but torch."""
     with Server() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def torch_server() -> Iterator[Server]:
     """Return a server with torch."""
     with Server(torch=True) as started:
