@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -131,7 +132,8 @@ class Bench:
         )
 
     def end_to_end(self) -> gpd.GeoDataFrame:
-        """Run geoseg on the scene."""
+        """Run geoseg on the scene, from the beginning: parts of the last run would be reused."""
+        shutil.rmtree(self.folder / "objects.geoseg-run", ignore_errors=True)
         self.run = run_detect(self.settings(self.image))
         return self.run.objects
 
