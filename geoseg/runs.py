@@ -356,9 +356,8 @@ def open_run(path: str | Path, output: str | Path | None = None) -> Run:
             "what geoseg detect wrote, such as buildings.gpkg or buildings.geoseg-run"
         )
     manifest = _read_manifest(path)
-    settings = manifest.get("settings")
-    name = settings.get("output") if isinstance(settings, dict) else None
-    if given is None and isinstance(name, str) and name and (path.parent / name).is_file():
+    name = (manifest.get("settings") or {}).get("output")
+    if given is None and name and (path.parent / name).is_file():
         given = path.parent / name
     return Run(path, given, manifest)
 

@@ -172,7 +172,8 @@ def _misused(error: click.ClickException) -> int:
 def _unexpected(error: Exception) -> int:
     """Say that something happened that nobody thought of; too little memory is no fault of ours."""
     if isinstance(error, MemoryError):
-        return _fail(error, f"there is too little memory for this ({error}); nothing was lost", 1)
+        return _fail(error, f"there is too little memory for this ({error})", 1)
+    # by name: the command line starts without shapely
     if type(error).__name__ == "GEOSException":
         # whatever is done with outlines that nobody can mend ends here
         said = " ".join(str(error).split()) or "no reason given"

@@ -48,6 +48,24 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _check_shapes(values: dict[str, Any]) -> None:
+    """Raise ValueError where a manifest holds something else than is written into one."""
+    for name, kinds in _SHAPES.items():
+        if not isinstance(values.get(name), (*kinds, type(None))):
+            raise ValueError(f"{name} is a {type(values[name]).__name__}")
+    for name in ("images", "failed_tiles", "saturated_places"):
+        if not all(isinstance(value, dict) for value in values.get(name) or ()):
+            raise ValueError(f"{name} has something else than tables in it")
+    files = (values.get("outputs") or {}).get("files") or []
+    if not isinstance(files, list) or not all(isinstance(f, dict | None) for f in files):
+        raise ValueError("outputs has something else than a list of files")
+    if not isinstance((values.get("settings") or {}).get("output"), str | None):
+        raise ValueError("the output in settings is no name")
+    for name in ("supertiles", "seconds"):
+        if not all(type(value) in (int, float) for value in (values.get(name) or {}).values()):
+            raise ValueError(f"{name} has something else than numbers in it")
+
+
 def manifest_from(text: str) -> dict[str, Any]:
     """Return what a manifest says.
 
@@ -62,15 +80,7 @@ def manifest_from(text: str) -> dict[str, Any]:
         raise ValueError("lists in lists, deeper than any manifest") from error
     if not isinstance(values, dict):
         raise ValueError(f"a {type(values).__name__}, not a table")
-    for name, kinds in _SHAPES.items():
-        if not isinstance(values.get(name), (*kinds, type(None))):
-            raise ValueError(f"{name} is a {type(values[name]).__name__}")
-    for name in ("images", "failed_tiles", "saturated_places"):
-        if not all(isinstance(value, dict) for value in values.get(name) or ()):
-            raise ValueError(f"{name} has something else than tables in it")
-    for name in ("supertiles", "seconds"):
-        if not all(type(value) in (int, float) for value in (values.get(name) or {}).values()):
-            raise ValueError(f"{name} has something else than numbers in it")
+    _check_shapes(values)
     return values
 
 

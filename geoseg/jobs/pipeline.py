@@ -472,10 +472,7 @@ def _own_output(settings: DetectSettings) -> bool:
         # it writes no output: there is nothing to replace
         return True
     manifest = RunDirectory(path).read_manifest() or {}
-    noted = manifest.get("outputs")
-    noted = noted.get("files") if isinstance(noted, dict) else None
-    # a damaged manifest knows nothing
-    noted = [m for m in noted if isinstance(m, dict)] if isinstance(noted, list) else []
+    noted = [m for m in (manifest.get("outputs") or {}).get("files") or () if m]
     # of several outputs some may have one name, in different folders
     names, marks = {str(m.get("name")) for m in noted}, [list(m.items()) for m in noted]
     writing = manifest.get("writing")

@@ -169,14 +169,8 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         raise SourceError(f"{problems[0]}{more}")
     # a user's factory may load weights: all that needs no detector is checked before
     about = _about_detector(settings, detector)
-    tile_size = settings.tile_size or about["tile_size"]
-    overlap = settings.overlap
-    if overlap is None:
-        overlap = min(about["overlap"], tile_size // 4)
-    supertile = settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile_size)
-    images = tuple(
-        _plan_image(path, settings, about, (tile_size, overlap, supertile), aoi) for path in paths
-    )
+    sizes = _tile_sizes(settings, about)
+    images = tuple(_plan_image(path, settings, about, sizes, aoi) for path in paths)
     expected = _expectation(about)
     images = _preflight(settings, images, expected)
     crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
@@ -217,6 +211,15 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         notes,
         expected,
     )
+
+
+def _tile_sizes(settings: DetectSettings, about: dict[str, Any]) -> tuple[int, int, int]:
+    """Return tile, overlap and supertile, px: the user's, else the detector's."""
+    tile = settings.tile_size or about["tile_size"]
+    overlap = settings.overlap
+    if overlap is None:
+        overlap = min(about["overlap"], tile // 4)
+    return tile, overlap, settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile)
 
 
 def _unusual(settings: DetectSettings) -> list[Any]:

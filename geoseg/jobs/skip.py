@@ -1,9 +1,9 @@
 """Leave out tiles in which a look at coarser pixels finds nothing (``--skip-empty``).
 
-The network looks once at the whole supertile, at `FACTOR` times coarser pixels: that costs a
-sixteenth of looking at its tiles. Only tiles whose windows meet something that it then holds for
-an object, with however little confidence, are looked at properly. What it loses is measured in
-docs/benchmarks/skip_empty.md.
+The network looks once at the whole supertile, at `FACTOR` times coarser pixels: that has a
+sixteenth of its pixels. Only tiles whose windows meet something that it then holds for
+an object, with however little confidence, are looked at properly. What it loses
+`benchmarks/skip_empty.py` measures; off by default, because nobody has run that to its end yet.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ RULES: tuple[Rule, ...] = ("point", "area", "intersects")
 NAME_FIELDS = ("region", "name", "region_id", "id")
 MOST_CLASSES = 12
 UNCLASSIFIED = "unclassified"
+"""What an object without a class is counted as."""
 """With more classes than this only counts get a column each."""
 
 

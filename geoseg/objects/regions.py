@@ -16,7 +16,7 @@ from shapely.errors import GEOSException
 from shapely.geometry.base import BaseGeometry
 
 from geoseg.errors import RegionError
-from geoseg.globe import cut_at_seam, in_degrees, projected, torn, way_between
+from geoseg.globe import cut_at_seam, in_degrees, projected, torn, turn_of, way_between
 from geoseg.records import DoubleArray, GeometryArray, IntArray
 
 CRSLike: TypeAlias = pyproj.CRS | str | int
@@ -153,7 +153,7 @@ def check_places(polygons: GeometryArray, crs: pyproj.CRS) -> None:
     if not crs.is_geographic or not len(polygons):
         return
     left, bottom, right, top = shapely.total_bounds(polygons)
-    turn = _turn(crs)
+    turn = turn_of(crs)
     if left < -turn or right > 1.5 * turn or max(-bottom, top) > turn / 4 + 1e-3:
         raise RegionError(
             f"regions in '{crs.name}' reach to {left:g}, {bottom:g}, {right:g}, {top:g}, which is "
@@ -193,14 +193,14 @@ def in_range(polygons: GeometryArray, crs: pyproj.CRS) -> GeometryArray:
     """
     if not crs.is_geographic:
         return polygons
-    return cut_at_seam(polygons, turn=_turn(crs), short_way=False)
+    return cut_at_seam(polygons, turn=turn_of(crs), short_way=False)
 
 
 def leaping(polygons: GeometryArray, crs: pyproj.CRS) -> int:
     """Count polygons with an edge of more than 180 degrees, but not around the whole earth."""
     if not crs.is_geographic:
         return 0
-    turn = _turn(crs)
+    turn = turn_of(crs)
     far = np.flatnonzero(torn(polygons, turn))
     left, _, right, _ = shapely.bounds(polygons[far]).T
     return int(np.count_nonzero(right - left < turn * (1 - 1e-6)))
@@ -216,7 +216,7 @@ def on_rounds(
     """
     if around is None or not crs.is_geographic or not len(polygons):
         return polygons
-    turn = _turn(crs)
+    turn = turn_of(crs)
     west, east = around[0], around[2]
     left, _, right, _ = shapely.bounds(polygons).T
     shifts = np.arange(-2, 3) * turn
@@ -312,11 +312,6 @@ def segmentize(polygons: GeometryArray, step: float, crs: pyproj.CRS) -> Geometr
     return cast("GeometryArray", shapely.segmentize(polygons, step))
 
 
-def _turn(crs: pyproj.CRS) -> float:
-    """Return once around the earth in the units of a geographic CRS."""
-    return float(2 * np.pi / crs.axis_info[0].unit_conversion_factor)
-
-
 def _slabs(lonlat: GeometryArray) -> tuple[GeometryArray, IntArray]:
     """Cut what is wider than half the earth at every 90 degrees; return parts and their rows."""
     parts, rows = shapely.get_parts(lonlat, return_index=True)
@@ -351,7 +346,7 @@ def _surroundings(
         return None
     if not source.is_geographic:
         return shapely.box(x.min(), y.min(), x.max(), y.max())
-    return _frame_on_globe(x, y, _turn(source))
+    return _frame_on_globe(x, y, turn_of(source))
 
 
 def _frame_on_globe(lon: DoubleArray, lat: DoubleArray, turn: float) -> BaseGeometry:
@@ -504,7 +499,7 @@ def ground_area_m2(polygons: GeometryArray, crs: CRSLike) -> DoubleArray:
     starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
     first = np.zeros(len(polygons))
     first[owner[starts]] = xy[starts, 0]
-    turn = _turn(base)
+    turn = turn_of(base)
     east = (xy[:, 0] - first[owner] + turn / 2) % turn - turn / 2
     sine, e = np.sin(xy[:, 1] * unit), np.sqrt(geod.es)
     q = (1 - geod.es) * (sine / (1 - geod.es * sine**2)) + (
