@@ -16,6 +16,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A client that hangs up in the middle of an answer is its right, and no error to print."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Tell of everything but a connection that the client ended."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @dataclass
 class FileServer:
     """Serves a folder with range requests, as a context manager."""
@@ -54,8 +65,7 @@ class FileServer:
             def log_message(self, *_args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         return self

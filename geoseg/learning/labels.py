@@ -80,7 +80,7 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
     return frame
 
 
-_TEXTS = ("image", "labels", "aoi", "name", "where", "aoi_where", "class_field")
+_TEXTS = ("image", "labels", "aoi", "name", "where", "ignore_where", "aoi_where", "class_field")
 
 
 def check_site(table: object, where: str) -> None:
@@ -135,8 +135,9 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
         Paths in the table are relative to it.
     table : mapping
         ``image``, ``labels`` and ``aoi`` (files), optional ``name``, ``where`` and ``aoi_where``
-        (OGR SQL filters), ``aoi_part`` (x0, y0, x1, y1 as fractions of the AOI's bounds, y
-        upwards), ``class_field``, ``weight`` (default 1).
+        (OGR SQL filters), ``ignore_where`` (features of ``labels`` that are neither objects nor
+        background, as doubtful ones; their ground is blanked), ``aoi_part`` (x0, y0, x1, y1 as
+        fractions of the AOI's bounds, y upwards), ``class_field``, ``weight`` (default 1).
     gsd_m : float
         Working ground sampling distance, metres.
     classes : sequence of str
@@ -164,6 +165,12 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
             _part_of(shapely.union_all(shapely.make_valid(areas)), table.get("aoi_part")),
             shapely.box(0, 0, grid.width, grid.height),
         )
+        if ignore := table.get("ignore_where"):
+            doubtful = _read_layer(folder / table["labels"], ignore)
+            ground = polygons_to_pixels(
+                doubtful.geometry.to_numpy(), doubtful.crs.to_wkt(), info.crs_wkt, grid.transform
+            )
+            aoi = shapely.difference(aoi, shapely.union_all(shapely.make_valid(ground)))
         polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
     except GEOSException as error:
         raise LabelError(
