@@ -561,14 +561,24 @@ def test_shipped_models_have_cards(capsys):
 
 
 def test_train_hands_its_options_over(tmp_path, monkeypatch):
-    train = pytest.importorskip("geoseg.learning.train")
-    called = []
-    monkeypatch.setattr(train, "read_training_file", called.append)
-    monkeypatch.setattr(
-        train, "train", lambda *a, **k: called.append((*a, k)) or tmp_path / "model.safetensors"
+    training = pytest.importorskip("geoseg.jobs.training")
+    from geoseg.learning.train import read_training_file
+
+    path = tmp_path / "some.toml"
+    path.write_text(
+        '[train]\nclasses = ["a"]\ngsd_m = 0.1\n[[sites]]\nimage = "a"\nlabels = "b"\naoi = "c"\n'
     )
-    arguments = ["train", "some.toml", "-o", str(tmp_path), "--device", "cpu", "--steps", "7"]
+    assert read_training_file(path).settings.batch == 4
+    called = []
+    monkeypatch.setattr(
+        training,
+        "run_training",
+        lambda *a, **k: called.append((*a, k)) or tmp_path / "model.safetensors",
+    )
+    arguments = ["train", str(path), "-o", str(tmp_path), "--device", "cpu", "--stop-after", "7"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
-    assert called == [Path("some.toml"), (Path("some.toml"), tmp_path, "cpu", {"max_steps": 7})]
+    options = called[0][-1]
+    assert called[0][:-1] == (path, tmp_path, "cpu")
+    assert options["max_steps"] == 7
     assert done.stdout == f"{tmp_path / 'model.safetensors'}\n"

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import torch
+import torchvision
+from affine import Affine
+from pycocotools import mask as coco_mask
 from rasterio.features import rasterize
 from safetensors.torch import load_file
 from scipy.ndimage import binary_erosion
 
-from geoseg.errors import ConfigError, GeosegError, ModelError
-from geoseg.learning.labels import Augmentation, ChipSampler, Site, load_site
+from geoseg.cli.main import main
+from geoseg.errors import ConfigError, GeosegError, LabelError, ModelError
+from geoseg.jobs.training import read_log
+from geoseg.learning.chips import Augmentation, ChipSampler
+from geoseg.learning.labels import Site, check_site, class_names, load_site, load_sites
+from geoseg.learning.start import find_start, initial_model
 from geoseg.learning.train import read_training_file, train
+from geoseg.models.card import ModelCard, save_model
+from geoseg.models.maskrcnn import Architecture, build_maskrcnn
 from geoseg.models.registry import load_model
 from geoseg.scenes.town import TownFiles, render_town
 
 CHIP = 96
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -334,3 +349,391 @@ def test_goes_on_from_a_model(town, tmp_path):
         bad = GOOD.replace('start = "nothing"', f'start = "{start}"')
         with pytest.raises(ModelError, match=message):
             train(write_training_file(tmp_path, town, bad), tmp_path / start, "cpu")
+
+
+# --- labels as users have them ----------------------------------------------------------------
+
+
+def grid_site(folder: Path, size: int = 200) -> tuple[Path, gpd.GeoDataFrame]:
+    """An image of 0.5 m pixels in UTM, and four squares of 10 m on it, two of each class."""
+    path = folder / "field.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8", crs=32633,
+        transform=Affine(0.5, 0, 500_000, 0, -0.5, 5_500_000),
+    ) as dst:  # fmt: skip
+        dst.write(np.random.default_rng(1).integers(1, 255, (3, size, size)).astype(np.uint8))
+    squares = [
+        shapely.box(500_000 + x, 5_500_000 - y - 10, 500_000 + x + 10, 5_500_000 - y)
+        for x, y in ((10, 10), (40, 10), (10, 40), (40, 40))
+    ]
+    frame = gpd.GeoDataFrame({"kind": ["hut", "hut", "barn", "barn"]}, geometry=squares, crs=32633)
+    return path, frame
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.shp", "a.fgb"])
+@pytest.mark.parametrize("crs", [32633, 4326, 3035])
+def test_labels_of_any_format_and_crs_lie_on_the_same_pixels(tmp_path, name, crs):
+    image, frame = grid_site(tmp_path)
+    if (name, crs) == ("a.geojson", 3035):
+        pytest.skip("GeoJSON is longitude and latitude")
+    frame.to_crs(crs).to_file(tmp_path / name)
+    table = {"image": image.name, "labels": name, "aoi": "image", "class_field": "kind"}
+    found = load_site(tmp_path, table, 0.5, ("barn", "hut"))
+    # FlatGeobuf keeps an order of its own
+    order = np.lexsort(shapely.bounds(found.polygons)[:, :2].round().T)
+    assert found.labels[order].tolist() == [1, 1, 0, 0]
+    assert found.report.classes == {"barn": 2, "hut": 2}
+    wanted = [[20, 20, 40, 40], [80, 20, 100, 40], [20, 80, 40, 100], [80, 80, 100, 100]]
+    np.testing.assert_allclose(shapely.bounds(found.polygons[order]), wanted, atol=0.02)
+    assert found.report.problems() == ()
+
+
+def test_every_bad_label_is_counted_and_none_is_taught(tmp_path):
+    image, frame = grid_site(tmp_path)
+    x, y = 500_000, 5_500_000
+    bowtie = shapely.Polygon(
+        [(x + 60, y - 60), (x + 70, y - 70), (x + 70, y - 60), (x + 60, y - 70)]
+    )
+    rows = [
+        ("hut", bowtie),
+        ("hut", None),
+        ("hut", shapely.Point(x + 5, y - 5)),
+        ("hut", shapely.LineString([(x, y), (x + 9, y - 9)])),
+        ("hut", shapely.box(x + 500, y - 20, x + 510, y - 10)),
+        ("hut", shapely.box(x + 92, y - 20, x + 98, y - 10)),
+        ("  ", shapely.box(x + 60, y - 30, x + 70, y - 20)),
+        (None, shapely.box(x + 60, y - 50, x + 70, y - 40)),
+        ("hut", shapely.box(x + 20, y - 90, x + 21, y - 80)),
+    ]
+    more = gpd.GeoDataFrame(
+        {"kind": [k for k, _ in rows]}, geometry=[g for _, g in rows], crs=32633
+    )
+    gpd.pd.concat([frame, more]).to_file(tmp_path / "bad.gpkg")
+    aoi = gpd.GeoSeries([shapely.box(x, y - 100, x + 80, y)], crs=32633)
+    aoi.to_file(tmp_path / "aoi.gpkg")
+    table = {
+        "image": image.name, "labels": "bad.gpkg", "aoi": "aoi.gpkg", "class_field": "kind",
+    }  # fmt: skip
+    found = load_site(tmp_path, table, 0.5, ("barn", "hut"))
+    report = found.report
+    assert (report.read, report.used) == (13, 6)
+    assert (report.repaired, report.empty, report.not_areas) == (1, 1, 2)
+    assert (report.outside_image, report.outside_aoi) == (1, 1)
+    assert (report.unclassed, report.thin) == (2, 1)
+    lost = report.empty + report.not_areas + report.outside_image + report.outside_aoi
+    assert report.used + lost + report.unclassed == report.read
+    said = "\n".join(report.problems())
+    for words in ("without geometry", "points or lines", "crossing rings", "empty class"):
+        assert words in said
+    # what is of no class is neither object nor background
+    assert not found.valid[45:55, 125:135].any()
+    assert found.valid[45:55, 105:115].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.set_crs(4326, allow_override=True), "in the CRS of the image: assign that"),
+        (
+            lambda f: f.to_crs(4326).set_crs(32633, allow_override=True),
+            "as longitude and latitude: assign EPSG:4326",
+        ),
+        (
+            lambda f: f.set_geometry(shapely.transform(f.geometry, lambda xy: xy[:, ::-1])),
+            "with x and y exchanged",
+        ),
+        (lambda f: f.set_geometry(f.translate(9_000)), "give the labels of this image"),
+    ],
+)
+def test_labels_in_a_wrong_crs_are_told_the_right_one(tmp_path, change, message):
+    image, frame = grid_site(tmp_path)
+    moved = change(frame)
+    moved.to_file(tmp_path / "moved.gpkg")
+    table = {"image": image.name, "labels": "moved.gpkg", "aoi": "image"}
+    with pytest.raises(LabelError, match=message):
+        load_site(tmp_path, table, 0.5, ("thing",))
+
+
+def test_words_for_an_aoi(tmp_path):
+    image, frame = grid_site(tmp_path)
+    frame.to_file(tmp_path / "a.gpkg")
+    table = {"image": image.name, "labels": "a.gpkg"}
+    whole = load_site(tmp_path, table | {"aoi": "image"}, 0.5, ("thing",))
+    around = load_site(tmp_path, table | {"aoi": "labels"}, 0.5, ("thing",))
+    assert whole.aoi.bounds == (0, 0, 200, 200)
+    np.testing.assert_allclose(around.aoi.bounds, (20, 20, 100, 100), atol=1e-6)
+    with pytest.raises(LabelError, match=r"lacks aoi; .* 'image' if all of the image is labelled"):
+        check_site(table, "site 1")
+
+
+def test_several_images_share_a_layer_of_labels(tmp_path):
+    image, frame = grid_site(tmp_path)
+    (tmp_path / "sheets").mkdir()
+    with rasterio.open(image) as src:
+        for col in (0, 50, 150):
+            window = rasterio.windows.Window(col, 0, 50, 200)
+            profile = src.profile | {"width": 50, "transform": src.window_transform(window)}
+            with rasterio.open(tmp_path / "sheets" / f"{col}.tif", "w", **profile) as dst:
+                dst.write(src.read(window=window))
+    frame.to_file(tmp_path / "a.gpkg")
+    table = {"image": "sheets", "labels": "a.gpkg", "aoi": "image", "weight": 3}
+    found = load_sites(tmp_path, table, 0.5, ("thing",))
+    # the third sheet has no labels
+    assert [s.name for s in found] == ["0", "50"]
+    assert sum(s.weight for s in found) == pytest.approx(3)
+    assert [s.report.used for s in found] == [2, 2]
+
+
+def coco_file(path: Path, **change) -> Path:
+    """The four squares in px, one as a polygon of two parts, one as run lengths, one a crowd."""
+    mask = np.zeros((200, 200), np.uint8, order="F")
+    mask[20:40, 80:100] = 1
+    packed = coco_mask.encode(mask)
+    plain = {"size": [200, 200], "counts": coco_runs(mask)}
+    square = [20, 20, 40, 20, 40, 40, 20, 40]
+    rows = [
+        {"segmentation": [square, [50, 20, 60, 20, 60, 40, 50, 40]], "category_id": 7},
+        {"segmentation": packed | {"counts": packed["counts"].decode()}, "category_id": 9},
+        {"segmentation": plain, "category_id": 9, "iscrowd": 1},
+        {"segmentation": [[20, 80, 40, 80, 40, 100, 20, 100]], "category_id": 9, "image_id": 2},
+    ]
+    table = {
+        "images": [
+            {"id": 1, "file_name": "some/where/field.tif", "width": 200, "height": 200},
+            {"id": 2, "file_name": "other.tif", "width": 10, "height": 10},
+        ],
+        "categories": [{"id": 7, "name": "barn"}, {"id": 9, "name": "hut"}],
+        "annotations": [{"id": i, "image_id": 1, **row} for i, row in enumerate(rows)],
+    } | change
+    path.write_text(json.dumps(table))
+    return path
+
+
+def coco_runs(mask: np.ndarray) -> list[int]:
+    flat = np.concatenate([[0], mask.ravel(order="F"), [0]])
+    edges = np.flatnonzero(np.diff(flat))
+    return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
+
+
+def test_coco_labels_as_polygons_and_run_lengths(tmp_path):
+    image, _ = grid_site(tmp_path)
+    coco_file(tmp_path / "instances.json")
+    table = {"image": image.name, "labels": "instances.json"}
+    assert class_names(tmp_path, table) == ("barn", "hut")
+    found = load_site(tmp_path, table, 0.5, ("barn", "hut"))
+    # the crowd lies on the hut: its ground is nobody's
+    assert found.labels.tolist() == [0]
+    assert (found.report.read, found.report.crowds) == (3, 1)
+    assert shapely.area(found.polygons[0]) == pytest.approx(600)
+    assert not found.valid[22:38, 82:98].any()
+    rows = json.loads((tmp_path / "instances.json").read_text())["annotations"]
+    rows[2]["iscrowd"] = 0
+    coco_file(tmp_path / "instances.json", annotations=rows)
+    found = load_site(tmp_path, table, 0.25, ("barn", "hut"))
+    # at half the pixel, twice the px; packed and plain run lengths are one shape
+    np.testing.assert_allclose(
+        shapely.bounds(found.polygons[1:]), [[160, 40, 200, 80]] * 2, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": []}, "has no image with the name field.tif"),
+        ({"annotations": None}, "has no list 'annotations'"),
+        (
+            {"images": [{"id": 1, "file_name": "field.tif", "width": 99, "height": 200}]},
+            "says that field.tif has 99 x 200 px, but it has 200 x 200",
+        ),
+        (
+            {"annotations": [{"image_id": 1, "segmentation": {"size": [9, 9], "counts": [1]}}]},
+            "neither polygons nor run lengths",
+        ),
+    ],
+)
+def test_bad_coco_labels(tmp_path, change, message):
+    image, _ = grid_site(tmp_path)
+    coco_file(tmp_path / "bad.json", **change)
+    with pytest.raises(LabelError, match=message):
+        load_site(tmp_path, {"image": image.name, "labels": "bad.json"}, 0.5, ("barn", "hut"))
+
+
+# --- where weights come from ------------------------------------------------------------------
+
+
+def test_outputs_of_known_classes_are_kept_and_new_ones_start_as_their_mean(tmp_path):
+    small = {"fpn_channels": 32, "box_features": 64, "mask_convs": 1}
+    architecture = Architecture(**small)
+    torch.manual_seed(5)
+    network = build_maskrcnn(architecture, 3)
+    card = ModelCard("old", ("car", "house", "tree"), 0.1, architecture.to_dict())
+    save_model(tmp_path / "old.safetensors", network, card)
+    start = find_start("old.safetensors", tmp_path, None)
+    assert start.architecture == architecture
+    made = initial_model(start, ("palm", "tree"), (), 1)
+    before, after = network.state_dict(), made.state_dict()
+    for layer, width in (("box_predictor.cls_score", 1), ("box_predictor.bbox_pred", 4)):
+        old = before[f"roi_heads.{layer}.weight"].reshape(4, width, -1)
+        new = after[f"roi_heads.{layer}.weight"].reshape(3, width, -1)
+        torch.testing.assert_close(new[0], old[0])
+        torch.testing.assert_close(new[1], old[1:].mean(0))
+        torch.testing.assert_close(new[2], old[3])
+    masks = "roi_heads.mask_predictor.mask_fcn_logits.weight"
+    torch.testing.assert_close(after[masks][2], before[masks][3])
+    shared = "backbone.fpn.inner_blocks.0.0.weight"
+    assert torch.equal(after[shared], before[shared])
+
+
+def test_weights_of_coco_start_a_model_of_other_classes(tmp_path, town):
+    """torchvision's network with its 91 outputs, of which 80 are classes; random weights."""
+    torch.manual_seed(2)
+    network = torchvision.models.detection.maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=91
+    )
+    torch.save(network.state_dict(), tmp_path / "coco.pth")
+    start = find_start("maskrcnn_resnet50_fpn@coco.pth", tmp_path, None)
+    assert start.mean == pytest.approx((0.485, 0.456, 0.406))
+    made = initial_model(start, ("bird", "roof"), ("conv1.", "layer1."), 1)
+    new = made.state_dict()["roi_heads.box_predictor.cls_score.weight"]
+    old = network.state_dict()["roi_heads.box_predictor.cls_score.weight"]
+    # COCO's bird is the 16th of its 91 numbers
+    torch.testing.assert_close(new[1], old[16])
+    assert new.shape[0] == 3
+    frozen = {n for n, p in made.backbone.body.named_parameters() if not p.requires_grad}
+    assert any(n.startswith("layer1.") for n in frozen)
+    assert not any(n.startswith("layer2.") for n in frozen)
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    """Run the command; return exit code, stdout and stderr."""
+    code = main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+# --- a whole training -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def village(tmp_path_factory) -> TownFiles:
+    """Some sixty houses: enough to spare a fifth for validation."""
+    return render_town(
+        tmp_path_factory.mktemp("village"), width_px=768, height_px=768, gsd_m=0.14, seed=4
+    )
+
+
+def test_one_command_trains_judges_and_can_be_gone_on_with(village, tmp_path, capsys):
+    town = village
+    run = tmp_path / "huts"
+    given = [
+        "train", "--image", str(town.image), "--labels", str(town.footprints), "--aoi",
+        str(town.aoi), "--class-name", "hut", "--steps", "4", "-o", str(run), "--device", "cpu",
+    ]  # fmt: skip
+    code, out, err = call(capsys, *given)
+    assert code == 0, err
+    model = run / "model.safetensors"
+    assert out.splitlines()[-1] == str(model)
+    assert "validation: F1" in err
+    file = read_training_file(run / "train.toml")
+    # what is judged is not learnt from
+    taught, kept = file.sites[0]["aoi_part"], file.validation[0]["aoi_part"]
+    assert taught[2] == kept[0] or taught[1] == kept[3]
+    card = load_model(model, device="cpu").card
+    assert card.classes == ("hut",)
+    judged = card.quality["validation"]
+    assert 0.5 < judged["f1"] <= 1, "it starts from a model that knows houses"
+    assert card.min_score == judged["min_score"]
+    log = read_log(run / "log.jsonl")
+    best = max(r["validation"]["f1"] for r in log if "validation" in r)
+    assert judged["f1"] == pytest.approx(best)
+    assert (run / "curves.png").stat().st_size > 10_000
+    reports = json.loads((run / "labels.json").read_text())
+    assert reports[0]["used"] > 5
+    assert call(capsys, *given)[0] == 0
+    code, _, err = call(capsys, *given, "--gsd", "0.2")
+    assert code == 2
+    assert "says something else than this command" in err
+
+
+def test_check_tells_of_labels_and_trains_nothing(town, tmp_path, capsys):
+    path = write_training_file(tmp_path, town)
+    code, out, err = call(capsys, "train", path, "-o", tmp_path / "run", "--check")
+    assert code == 0, err
+    assert "labels used (building" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give a training file, or --image and --labels"),
+        (["--image", "a.tif"], "give a training file, or --image and --labels"),
+        (["--image", "none.tif", "--labels", "b.gpkg", "--aoi", "image"], "none.tif"),
+        (["train.toml", "--gsd", "0.1"], "--gsd goes without a training file"),
+    ],
+)
+def test_bad_commands(tmp_path, capsys, given, message):
+    code, _, err = call(capsys, "train", *given, "-o", tmp_path / "run")
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_killed_and_gone_on_with_is_the_same_as_never_killed(town, tmp_path):
+    text = GOOD.replace("steps = 2", "steps = 6").replace(
+        "batch = 1", "batch = 1\nvalidate_every = 3"
+    )
+    sites = "\n".join(
+        f"{k} = {json.dumps(str(town.image.parent / v))}" for k, v in site_table(town).items()
+    )
+    path = tmp_path / "train.toml"
+    path.write_text(f"{text}{sites}\n\n[[validation]]\n{sites}\n")
+    command = [sys.executable, "-m", "geoseg.cli.main", "train", str(path), "--device", "cpu", "-o"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True)
+    victim = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    until((tmp_path / "killed/checkpoint.pt").is_file, victim)
+    victim.kill()
+    victim.wait()
+    taken = torch.load(tmp_path / "killed/checkpoint.pt", weights_only=True)["step"]
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert taken < 6, "it was killed on its way"
+    assert set(one) == set(two)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    ends = [
+        torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "killed")
+    ]
+    assert all(torch.equal(ends[0]["model"][k], ends[1]["model"][k]) for k in ends[0]["model"])
+
+
+def until(condition, process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait for something that a process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_two_processes_hold_the_same_weights(town, tmp_path, capsys):
+    text = GOOD.replace("batch = 1", "batch = 2")
+    path = write_training_file(tmp_path, town, text)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "geoseg.cli.main", "train", str(path), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--devices", "2", "-o", str(tmp_path / "two")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = load_file(tmp_path / "two" / "model.safetensors")
+    one = load_file(train(path, tmp_path / "one", "cpu"))
+    # the same chips, drawn and averaged differently in the heads: near, not equal
+    moved = [
+        float((two[k].float() - one[k].float()).abs().max()) for k in one if k.endswith("weight")
+    ]
+    assert 0 < max(moved) < 0.02
+    odd = write_training_file(tmp_path, town, GOOD)
+    code, _, err = call(capsys, "train", odd, "--devices", "2", "-o", tmp_path / "x")
+    assert code == 2
+    assert "batch is 1; expected a multiple of 2" in err

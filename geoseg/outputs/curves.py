@@ -1,9 +1,10 @@
-"""Draw what score thresholds give: precision over recall, and the count over the threshold."""
+"""Draw curves: what score thresholds give, and how a training went."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,3 +101,56 @@ def _count_over_threshold(axes: Axes, evaluation: Evaluation) -> None:
     axes.legend(lines, [str(line.get_label()) for line in lines], loc="lower left")
     axes.set_title("count and F1 by threshold")
     axes.grid(alpha=0.3)
+
+
+_LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
+
+
+def write_training_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a PNG of a training's log: its losses, and F1, precision and recall by step.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in .png; replaced if it exists.
+    rows : sequence of mapping
+        With ``step`` and the losses, or ``validation``, as in a training's ``log.jsonl``; of rows
+        for one step, which a resumed training writes again, the last counts.
+
+    Returns
+    -------
+    Path
+        The file written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name in _LOSSES:
+        points = {row["step"]: row[name] for row in rows if name in row}
+        left.plot(*_ordered(points), label=name)
+    left.set(xlabel="step", ylabel="loss, smoothed", title="what the training makes small")
+    left.set_ylim(bottom=0)
+    left.legend()
+    judged = {row["step"]: row["validation"] for row in rows if "validation" in row}
+    for name, colour in (("f1", _BLUE), ("precision", _ORANGE), ("recall", _GREY)):
+        points = {step: figures[name] for step, figures in judged.items()}
+        right.plot(*_ordered(points), "o-", color=colour, label=name.replace("f1", "F1"))
+    right.set(xlabel="step", ylim=(0, 1.02), title="final polygons on the validation areas")
+    if judged:
+        right.legend(loc="lower right")
+    else:
+        right.text(0.5, 0.5, "no [[validation]] areas", ha="center", transform=right.transAxes)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    with scratch(path) as temporary:
+        figure.savefig(temporary, format="png")
+        put(temporary, path, overwrite=True)
+    return path
+
+
+def _ordered(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]

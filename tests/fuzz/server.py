@@ -129,7 +129,7 @@ def _import_all(*, with_torch: bool) -> None:
 
     from geoseg.cli.main import VERBS
 
-    heavy = ("learning.train", "learning.labels", "models.convert", "models.detectron2",
+    heavy = ("learning.train", "learning.labels", "learning.chips", "models.convert", "models.detectron2",
              "models.inference")  # fmt: skip
     for name in (
         *(f"cli.{verb}" for verb in VERBS), "api", "runs", "jobs.pipeline", "jobs.estimate",

@@ -61,7 +61,8 @@ def look_at_run(path: str) -> None:
 
 def look_at_labels(path: str) -> None:
     """Read a training file and its sites, and cut two chips."""
-    from geoseg.learning.labels import ChipSampler, load_site
+    from geoseg.learning.chips import ChipSampler
+    from geoseg.learning.labels import load_site
     from geoseg.learning.train import read_training_file
 
     file = read_training_file(Path(path))

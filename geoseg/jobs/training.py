@@ -1,0 +1,298 @@
+"""Training as a job: the file that one command stands for, validation on final polygons, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from geoseg.config import DetectSettings
+from geoseg.errors import ConfigError, LabelError
+from geoseg.imagery.georef import working_grid
+from geoseg.imagery.inputs import find_images
+from geoseg.imagery.source import describe_raster
+from geoseg.jobs.pipeline import run_detect
+from geoseg.learning.labels import Site, check_site, class_names, load_sites
+from geoseg.learning.start import FROM_NOWHERE
+from geoseg.learning.team import ALONE, Team
+from geoseg.learning.train import (
+    LOG,
+    TrainingFile,
+    Validation,
+    read_training_file,
+    train,
+)
+from geoseg.models.registry import find_card
+from geoseg.objects.evaluate import Evaluation, curve_of, evaluate, pool
+from geoseg.outputs.curves import write_training_curves
+
+_LOW_SCORE = 0.1
+"""Objects below it cannot matter to the best threshold of a model that has learnt anything."""
+_THRESHOLDS = np.round(np.arange(0.2, 0.951, 0.05), 2)
+_AS_GOOD = 0.005
+"""F1 within which thresholds are equally good: the middle one of them is taken."""
+_COARSER = 1.5
+"""An image whose pixels are this much larger than a model's is learnt from at its own GSD."""
+_FEWEST_TO_SPLIT = 20
+"""Labels below which none can be spared for validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuickJob:
+    """What one command says, of which a training file is made."""
+
+    image: str
+    labels: str
+    aoi: str | None = None
+    class_field: str | None = None
+    class_name: str = "object"
+    """Of all labels, if there is no class field."""
+    start: str = "buildings"
+    gsd_m: float | None = None
+    steps: int = 600
+    validation: float = 0.2
+    """Share of the labelled area kept for validation."""
+    name: str = "mine"
+
+
+def write_quick_file(job: QuickJob, run_dir: Path) -> Path:
+    """Write the training file that a `QuickJob` stands for into the run directory.
+
+    The image's or the starting model's GSD is taken, classes are those of the labels, and the
+    part of the labelled area at one end of its longer side that holds the wanted share of the
+    labels is kept for validation. The file is there to be read and changed.
+
+    Returns
+    -------
+    Path
+        ``run_dir/train.toml``.
+
+    Raises
+    ------
+    ConfigError, LabelError
+        If something cannot be used, or the run directory holds another training.
+    """
+    image = find_images([job.image])[0] if "://" not in job.image else job.image
+    table = {"name": job.name, "image": str(image), "labels": str(Path(job.labels).resolve())}
+    if job.aoi is not None:
+        plain = job.aoi in ("image", "labels")
+        table["aoi"] = job.aoi if plain else str(Path(job.aoi).resolve())
+    if job.class_field is not None:
+        table["class_field"] = job.class_field
+    check_site(table, "the command")
+    gsd = _gsd(job, image)
+    classes = _classes(table, job)
+    share = _split(load_sites(Path(), table, gsd, classes), job.validation)
+    text = _toml(job, table, gsd, classes, share)
+    path = run_dir / "train.toml"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{path} says something else than this command; go on with geoseg train {path} -o "
+            f"{run_dir}, or choose another folder"
+        )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _gsd(job: QuickJob, image: str) -> float:
+    own = working_grid(describe_raster(image), None).gsd_m
+    if job.gsd_m is not None:
+        return job.gsd_m
+    learnt = None if job.start in FROM_NOWHERE else find_card(job.start).gsd_m
+    return round(own if learnt is None or own > _COARSER * learnt else learnt, 4)
+
+
+def _classes(table: Mapping[str, Any], job: QuickJob) -> tuple[str, ...]:
+    """Return the classes that the labels name, sorted."""
+    return class_names(Path(), table) or (job.class_name,)
+
+
+def _split(sites: Sequence[Site], share: float) -> dict[str, list[float]]:
+    """Return the parts of the AOI to train and to validate on, as fractions of its bounds."""
+    centres = [shapely.centroid(s.polygons) for s in sites]
+    if len(sites) != 1 or share <= 0 or len(centres[0]) < _FEWEST_TO_SPLIT:
+        return {}
+    x0, y0, x1, y1 = shapely.bounds(sites[0].aoi)
+    across = x1 - x0 >= y1 - y0
+    along = shapely.get_x(centres[0]) if across else shapely.get_y(centres[0])
+    low, length = (x0, x1 - x0) if across else (y0, y1 - y0)
+    cut = float(np.round((np.quantile(along, 1 - share) - low) / length, 3))
+    if across:
+        return {"sites": [0.0, 0.0, cut, 1.0], "validation": [cut, 0.0, 1.0, 1.0]}
+    # rows count downwards, fractions upwards
+    return {"sites": [0.0, 1 - cut, 1.0, 1.0], "validation": [0.0, 0.0, 1.0, 1 - cut]}
+
+
+def _toml(
+    job: QuickJob,
+    table: Mapping[str, Any],
+    gsd: float,
+    classes: Sequence[str],
+    share: Mapping[str, list[float]],
+) -> str:
+    gentle = job.start not in FROM_NOWHERE
+    train_table: dict[str, Any] = {
+        "classes": list(classes),
+        "gsd_m": gsd,
+        "steps": job.steps,
+        "start": job.start,
+        "warmup": min(50, max(1, job.steps // 10)),
+        "checkpoint_every": 50,
+        "ema": 0.99,
+        # what a model knows is kept; from ImageNet or nothing the heads must move far
+        **({"lr": 3e-4, "lr_backbone": 8e-5} if gentle else {}),
+    }
+    card = {"name": job.name, "gsd_m": gsd}
+    if job.start not in FROM_NOWHERE:
+        before = find_card(job.start)
+        card |= {"licence": before.licence, "credits": list(before.credits)}
+    lines = ["[train]", *_rows(train_table), "", "[card]", *_rows(card)]
+    for kind in ("sites", "validation"):
+        if kind == "validation" and not share:
+            continue
+        part = {"aoi_part": share[kind]} if share else {}
+        lines += ["", f"[[{kind}]]", *_rows({**table, **part})]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: Mapping[str, Any]) -> list[str]:
+    # JSON's texts, numbers and lists are TOML's too
+    return [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()]
+
+
+@dataclass(slots=True, eq=False)
+class ValidationAreas:
+    """A training file's [[validation]] areas: judges models on them, in final polygons."""
+
+    job: TrainingFile
+    run_dir: Path
+    shown: Callable[[Mapping[str, Any]], None] = lambda _row: None
+    """Takes each row of the log, as for a table."""
+    device: str = "auto"
+    _areas: list[tuple[str, gpd.GeoDataFrame, Path]] = field(default_factory=list)
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show a row, and draw the curves anew where something was judged."""
+        self.shown(row)
+        if "validation" in row:
+            write_training_curves(self.run_dir / "curves.png", read_log(self.run_dir / LOG))
+
+    def validate(self, model: Path) -> Validation | None:
+        """Run the model over the areas and compare its final polygons with the labels."""
+        if not self.job.validation:
+            return None
+        if not self._areas:
+            self._areas = list(self._read())
+        return best_of(pool([self._evaluation(model, *area) for area in self._areas]))
+
+    def _read(self) -> list[tuple[str, gpd.GeoDataFrame, Path]]:
+        folder = self.run_dir / "validation"
+        folder.mkdir(exist_ok=True)
+        found: list[tuple[str, gpd.GeoDataFrame, Path]] = []
+        settings = self.job.settings
+        for table in self.job.validation:
+            root = self.job.path.parent
+            for site in load_sites(root, table, settings.gsd_m, settings.classes):
+                aoi = folder / f"{len(found) + 1}.gpkg"
+                shapes = gpd.GeoSeries(site.to_map(np.array([site.aoi])), crs=site.crs_wkt)
+                shapes.to_file(aoi)
+                names = [settings.classes[i] for i in site.labels]
+                whole = site.polygons if site.whole is None else site.whole
+                truth = gpd.GeoDataFrame(
+                    {"class": names}, geometry=site.to_map(whole), crs=site.crs_wkt
+                )
+                found.append((site.image, truth, aoi))
+        return found
+
+    def _evaluation(
+        self, model: Path, image: str, truth: gpd.GeoDataFrame, aoi: Path
+    ) -> Evaluation:
+        settings = DetectSettings(
+            images=(image,),
+            output=None,
+            model=str(model),
+            aoi=aoi,
+            min_score=_LOW_SCORE,
+            workers=1,
+            device=self.device,
+        )
+        objects = run_detect(settings).objects
+        by_class = len(self.job.settings.classes) > 1
+        return evaluate(objects, truth, aoi=gpd.read_file(aoi), by_class=by_class)
+
+
+def best_of(evaluation: Evaluation) -> Validation:
+    """Return the figures at the best threshold: the middle of those that are as good."""
+    curve = curve_of(evaluation, _THRESHOLDS.tolist())
+    good = curve[curve["f1"].fillna(0) >= curve["f1"].fillna(0).max() - _AS_GOOD]
+    row = good.iloc[(len(good) - 1) // 2]
+    figures = {k: float(row[k]) for k in ("f1", "min_score", "precision", "recall", "count_error")}
+    plain = {k: 0.0 if np.isnan(v) else v for k, v in figures.items()}
+    return Validation(**plain, n_truth=evaluation.n_truth)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a training's log; a half-written last line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def run_training(
+    path: Path,
+    run_dir: Path,
+    device: str = "auto",
+    *,
+    max_steps: int | None = None,
+    shown: Callable[[Mapping[str, Any]], None] = lambda _row: None,
+    team: Team = ALONE,
+) -> Path:
+    """Train from a training file, judging checkpoints on its [[validation]] areas.
+
+    Parameters
+    ----------
+    path, run_dir, device, max_steps, team
+        As for `geoseg.learning.train.train`.
+    shown : callable
+        Takes each row of the log.
+
+    Returns
+    -------
+    Path
+        The model.
+    """
+    job = read_training_file(path)
+    areas = ValidationAreas(job, run_dir, shown, device)
+    model = train(path, run_dir, device, max_steps=max_steps, watcher=areas, team=team)
+    log = run_dir / LOG
+    if log.is_file() and team.leads:
+        write_training_curves(run_dir / "curves.png", read_log(log))
+    return model
+
+
+def check_labels(path: Path) -> list[Site]:
+    """Read all sites of a training file, those of validation too; nothing is trained.
+
+    Raises
+    ------
+    LabelError
+        If one cannot be used.
+    """
+    job = read_training_file(path)
+    sites: list[Site] = []
+    for table in (*job.sites, *job.validation):
+        sites += load_sites(path.parent, table, job.settings.gsd_m, job.settings.classes)
+    if not sites:
+        raise LabelError(f"{path} has no sites")
+    return sites
