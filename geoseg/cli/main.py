@@ -28,7 +28,7 @@ VERBS = {
     "compare": "Say what changed between the objects of two or more dates.",
     "models": "List the models that have a name, or show a model's card.",
     "convert": "Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",
-    "train": "Train a model from a training file (TOML).",
+    "train": "Train a model from a training file (TOML), or from one image and its labels.",
     "demo": "Render a town, run the main job on it, compare with the truth.",
     "doctor": "Check this installation: versions, torch and torchvision, GPU, GDAL, memory.",
     "completion": "Print what makes a shell complete verbs and options.",

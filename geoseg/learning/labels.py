@@ -67,6 +67,8 @@ class LabelReport:
     """Points and lines."""
     outside_image: int = 0
     outside_aoi: int = 0
+    outside_part: int = 0
+    """In the AOI, but not in the ``aoi_part`` of it that this site is."""
     unclassed: int = 0
     """Class field empty; their ground is left out, for it is neither object nor background."""
     crowds: int = 0
@@ -315,8 +317,10 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     name = str(table.get("name", Path(info.path).stem))
     found = _read_labels(folder, table, info, grid, name)
     try:
-        aoi = _read_aoi(folder, table, info, grid, name, found.polygons)
-        return _site_of(found, aoi, (info, grid), classes, (name, float(table.get("weight", 1.0))))
+        area = _read_aoi(folder, table, info, grid, name, found.polygons)
+        sheet = shapely.box(0, 0, grid.width, grid.height)
+        aoi = shapely.intersection(_part_of(area, table.get("aoi_part")), sheet)
+        return _site_of(found, aoi, area, (info, grid), classes, (name, float(table.get("weight", 1.0))))
     except GEOSException as error:
         raise LabelError(
             f"site {name}: {table['labels']} or its AOI holds outlines that cannot be mended "
@@ -451,27 +455,25 @@ def _read_aoi(
     polygons: GeometryArray,
 ) -> shapely.Geometry:
     """Return where labelling is complete, in px of the grid."""
-    frame_px = shapely.box(0, 0, grid.width, grid.height)
     named = table.get("aoi", WHOLE_IMAGE)
     if named == WHOLE_IMAGE:
-        area = frame_px
-    elif named == AROUND_LABELS:
-        area = shapely.box(*shapely.total_bounds(polygons))
-    else:
-        frame = _read_layer(folder / named, table.get("aoi_where"), table.get("aoi_layer"))
-        parts = _to_pixels(frame, info, grid, f"site {site}: {named}")
-        area = shapely.union_all(shapely.make_valid(parts))
-    return shapely.intersection(_part_of(area, table.get("aoi_part")), frame_px)
+        return shapely.box(0, 0, grid.width, grid.height)
+    if named == AROUND_LABELS:
+        return shapely.box(*shapely.total_bounds(polygons))
+    frame = _read_layer(folder / named, table.get("aoi_where"), table.get("aoi_layer"))
+    parts = _to_pixels(frame, info, grid, f"site {site}: {named}")
+    return shapely.union_all(shapely.make_valid(parts))
 
 
 def _site_of(
     found: _Labels,
     aoi: shapely.Geometry,
+    whole_aoi: shapely.Geometry,
     where: tuple[RasterInfo, WorkingGrid],
     classes: Sequence[str],
     named: tuple[str, float],
 ) -> Site:
-    """Sort the labels, count them, and cut the pixels."""
+    """Sort the labels, count them, and cut the pixels; `aoi` is the part of it that is used."""
     info, grid = where
     name, weight = named
     invalid = ~shapely.is_valid(found.polygons)
@@ -490,6 +492,8 @@ def _site_of(
     keep = areal & ~out & (shapely.area(inside) > 0)
     sheet = shapely.box(0, 0, grid.width, grid.height)
     off = areal & ~out & ~shapely.intersects(polygons, sheet)
+    beside = areal & ~out & ~keep & ~off
+    elsewhere = beside & (shapely.area(shapely.intersection(polygons, whole_aoi)) > 0)
     if not keep.any():
         raise _NoLabelsError(
             f"site {name}: none of {len(polygons)} labels lies in its AOI; check the CRS of both, "
@@ -506,7 +510,8 @@ def _site_of(
         empty=int(is_empty.sum()),
         not_areas=int((~areal & ~is_empty).sum()),
         outside_image=int(off.sum()),
-        outside_aoi=int((areal & ~out & ~keep & ~off).sum()),
+        outside_aoi=int((beside & ~elsewhere).sum()),
+        outside_part=int(elsewhere.sum()),
         unclassed=int(unclassed.sum()),
         thin=int(((sides[:, 2:] - sides[:, :2]).min(axis=1) < MIN_SIDE_PX).sum()),
         classes={classes[i]: n for i, n in sorted(Counter(index.tolist()).items())},
