@@ -133,7 +133,7 @@ def write_training_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path
         left.plot(*_ordered(points), label=name)
     left.set(xlabel="step", ylabel="loss, smoothed", title="what the training makes small")
     left.set_ylim(bottom=0)
-    left.legend()
+    left.legend(loc="center right")
     judged = {row["step"]: row["validation"] for row in rows if "validation" in row}
     for name, colour in (("f1", _BLUE), ("precision", _ORANGE), ("recall", _GREY)):
         points = {step: figures[name] for step, figures in judged.items()}
