@@ -21,6 +21,8 @@ DEFAULT_TILE_SIZE = 768
 PRECISIONS = ("auto", "bfloat16", "float32", "exact")
 DEFAULT_OVERLAP = 192
 """Overlap where neither user nor detector says one, px."""
+SMALLEST_M, LARGEST_M = 0.05, 1000.0
+"""Sizes of objects that make sense, m."""
 DEFAULT_SUPERTILE_PX = 3072
 """Side of what one task reads on a CPU, px: some 30 MB of pixels."""
 
@@ -129,6 +131,9 @@ class DetectSettings:
     torchvision computes, to the last bits."""
     skip_empty: bool = False
     """Leave out tiles in which a look at 4 times coarser pixels finds nothing."""
+    small_objects: float | str | bool | None = None
+    """Size of small objects, m: sets pixel, tiles, limits and smallest area where they are not
+    given; 'model' or True takes the size from the model's card. See docs/small-objects.md."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -160,10 +165,29 @@ class DetectSettings:
             )
         if self.skip_empty and self.detector is not None:
             raise ConfigError("--skip-empty looks with geoseg's own models; leave it out")
+        self._check_small()
         self._check_driver()
         self._check_counting()
         self._check_outputs()
         self._check_names()
+
+    def _check_small(self) -> None:
+        """Refuse a size that no object has; yes and no in words of this setting."""
+        size = self.small_objects
+        if isinstance(size, bool):
+            # as if it had been said in other words, or not at all
+            object.__setattr__(self, "small_objects", "model" if size else None)
+        elif isinstance(size, str):
+            if size != "model":
+                raise ConfigError(
+                    f"--small-objects is '{size}'; expected the size of the objects in metres, or "
+                    "nothing behind it to take the model's"
+                )
+        elif size is not None and not SMALLEST_M <= size <= LARGEST_M:
+            raise ConfigError(
+                f"--small-objects is {size}; expected the size of the objects, {SMALLEST_M:g} to "
+                f"{LARGEST_M:g} metres"
+            )
 
     def _check_names(self) -> None:
         """Refuse paths that no file can have, and a command that is none."""
@@ -571,8 +595,8 @@ def _typed(path: Path, table: str, key: str, value: Any, annotation: str) -> Any
     allowed: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "str": (str,)}
     head = annotation.partition(" ")[0]
     types = (int, float) if head == "float" else allowed[head]
-    if key == "gsd":
-        types = (int, float, str)
+    if key in ("gsd", "small_objects"):
+        types = (int, float, str) if key == "gsd" else (int, float, str, bool)
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise wrong
     return value

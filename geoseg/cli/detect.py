@@ -29,6 +29,18 @@ def _gsd(_context: click.Context, _option: click.Parameter, value: str | None) -
         raise click.BadParameter("expected native or metres per pixel, such as 0.13") from error
 
 
+def _small(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
+    if value is None or value == "model":
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"'{value}' is no size in metres; write the option behind the images to take the "
+            "model's size, or the metres: --small-objects 3"
+        ) from error
+
+
 def _once(
     _context: click.Context, _option: click.Parameter, value: tuple[Path, ...]
 ) -> Path | None:
@@ -135,6 +147,15 @@ def _once(
     is_flag=True,
     help="Leave out tiles where a look at 4 times coarser pixels finds nothing: faster over empty "
     "land, and some objects are missed.",
+)
+@click.option(
+    "--small-objects",
+    is_flag=False,
+    flag_value="model",
+    callback=_small,
+    metavar="[METRES]",
+    help="Look for objects of this size: sets pixel, tiles, limits and smallest area; without "
+    "METRES the size on the model's card.",
 )
 @click.option("--supertile-size", type=int, help="Side of what one task reads, px.")
 @click.option(

@@ -187,7 +187,7 @@ class Finding:
     """Something about an image that a result may suffer from."""
 
     kind: str
-    """'gsd', 'bands', 'colour', 'type', 'scaled', 'range', 'blank', 'nodata' or 'flat'."""
+    """'gsd', 'bands', 'colour', 'type', 'scaled', 'range', 'blank', 'nodata', 'flat' or 'small'."""
     says: str
     """What is wrong and what was expected; without the name of the image."""
     to_do: str = ""

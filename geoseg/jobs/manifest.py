@@ -83,6 +83,7 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "model": plan.about_model,
+        **({"limits": dict(plan.detector.limits)} if plan.detector.limits else {}),
         "images": [
             {
                 "name": Path(i.info.path).name,
@@ -99,6 +100,7 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
                 "tile_size": i.tiles.tile_size,
                 "overlap": i.tiles.overlap,
                 "scaling": None if i.scaling is None else i.scaling.to_dict(),
+                **({} if i.small is None else {"small_objects": i.small.to_dict()}),
                 **_seen(i.sight),
             }
             for i in plan.images

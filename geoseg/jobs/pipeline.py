@@ -151,7 +151,7 @@ def run_detect(
     own = _own_output(settings)
     # an output that this run directory wrote may be replaced by the run that goes on
     plan = plan_run(replace(settings, overwrite=settings.overwrite or own), detector)
-    plan = replace(plan, settings=settings)
+    plan = replace(plan, settings=replace(plan.settings, overwrite=settings.overwrite))
     shard = parse_shard(settings.shard)
     with tempfile.TemporaryDirectory(prefix="geoseg-") as scratch:
         run_dir = RunDirectory(_run_dir(settings) or Path(scratch) / "run")
@@ -159,7 +159,7 @@ def run_detect(
         with run_dir.locked(shard):
             shared = shard is not None and run_dir.others_at_work(shard)
             _check_shared(plan, run_dir, shared=shared)
-            run_dir.prepare(plan.key, plain_settings(settings), shared=shared)
+            run_dir.prepare(plan.key, plain_settings(plan.settings), shared=shared)
             stop = Stop(until, run_dir.stop_file)
             events = Events(
                 run_dir.path / EVENTS,

@@ -53,6 +53,7 @@ from geoseg.jobs.supertile import DetectorSpec
 from geoseg.models.card import file_sha256
 from geoseg.models.detector import check_detector, load_detector
 from geoseg.models.registry import find_card, find_model
+from geoseg.models.small import LIMITS, SmallSettings, settings_for
 from geoseg.objects.cells import GridSpec
 from geoseg.objects.count import RegionCounter, polygonal
 from geoseg.outputs.counts import check_counts_output
@@ -93,6 +94,8 @@ class ImagePlan:
     """How its pixels are scaled for the detector; None: as they are."""
     findings: tuple[Finding, ...] = ()
     """What its result may suffer from."""
+    small: SmallSettings | None = None
+    """What --small-objects chose for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +172,9 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         raise SourceError(f"{problems[0]}{more}")
     # a user's factory may load weights: all that needs no detector is checked before
     about = _about_detector(settings, detector)
-    sizes = _tile_sizes(settings, about)
-    images = tuple(_plan_image(path, settings, about, sizes, aoi) for path in paths)
+    size_m = _object_size(settings, about)
+    images = tuple(_plan_image(path, settings, about, size_m, aoi) for path in paths)
+    settings = _with_smallest_area(settings, images)
     expected = _expectation(about)
     images = _preflight(settings, images, expected)
     crs = dst or horizontal(pyproj.CRS.from_wkt(images[0].info.crs_wkt))
@@ -185,7 +189,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         from geoseg.models.inference import choose_device
 
         choose_device("cuda")
-    spec = _detector_spec(settings, detector, about)
+    spec = replace(_detector_spec(settings, detector, about), limits=_limits(images, about))
     key = digest(
         geoseg.__version__,
         about["fingerprint"],
@@ -198,6 +202,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
             for i in images
         ],
         *_unusual(settings),
+        *([spec.limits] if spec.limits else ()),
     )  # fmt: skip
     return RunPlan(
         settings,
@@ -213,13 +218,73 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
     )
 
 
-def _tile_sizes(settings: DetectSettings, about: dict[str, Any]) -> tuple[int, int, int]:
-    """Return tile, overlap and supertile, px: the user's, else the detector's."""
+def _tile_sizes(
+    settings: DetectSettings, about: dict[str, Any], small: SmallSettings | None
+) -> tuple[int, int, int]:
+    """Return tile, overlap and supertile, px.
+
+    What the user gave, else what small objects want, else the detector's.
+    """
     tile = settings.tile_size or about["tile_size"]
     overlap = settings.overlap
-    if overlap is None:
+    if small is not None:
+        tile, overlap = small.tile_size, small.overlap
+    elif overlap is None:
         overlap = min(about["overlap"], tile // 4)
     return tile, overlap, settings.supertile_size or max(DEFAULT_SUPERTILE_PX, tile)
+
+
+def _object_size(settings: DetectSettings, about: dict[str, Any]) -> float | None:
+    """Return the size of small objects, m: the user's, else the card's; None without the switch.
+
+    Raises
+    ------
+    ConfigError
+        If the card is asked and does not say.
+    """
+    if settings.small_objects != "model":
+        return None if settings.small_objects is None else float(settings.small_objects)
+    if about["object_size_m"] is None:
+        raise ConfigError(
+            f"{about['manifest']['name']} does not say how large its objects are (object_size_m); "
+            "give the size in metres: --small-objects 3"
+        )
+    return float(about["object_size_m"])
+
+
+def _small_settings(
+    settings: DetectSettings, about: dict[str, Any], info: RasterInfo, size_m: float
+) -> SmallSettings:
+    """Return what the size of small objects sets for an image; what the user gave wins."""
+    given = info.gsd_m if settings.gsd == "native" else settings.gsd
+    chosen = settings_for(
+        size_m,
+        image_gsd_m=info.gsd_m,
+        model_gsd_m=about["gsd_m"],
+        card={name: about[name] for name in ("tile_size", "overlap")} | about["limits"],
+        gsd_m=None if given is None else float(given),
+        tile_size=settings.tile_size,
+        overlap=settings.overlap,
+    )
+    return replace(chosen, min_area_m2=settings.min_area or chosen.min_area_m2)
+
+
+def _with_smallest_area(settings: DetectSettings, images: Sequence[ImagePlan]) -> DetectSettings:
+    """Return the settings with the smallest area that small objects have, where none is given."""
+    areas = [image.small.min_area_m2 for image in images if image.small is not None]
+    return replace(settings, min_area=min(areas)) if areas and not settings.min_area else settings
+
+
+def _limits(images: Sequence[ImagePlan], about: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Return a network's limits that are not its card's: for all images the widest."""
+    chosen = [image.small.limits for image in images if image.small is not None]
+    if not chosen or not about["limits"]:
+        return ()
+    widest = {
+        name: (min if name in ("rpn_min_size", "min_side_px") else max)(c[name] for c in chosen)
+        for name in chosen[0]
+    }
+    return tuple(sorted(widest.items()))
 
 
 def _unusual(settings: DetectSettings) -> list[Any]:
@@ -262,6 +327,8 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
             "overlap": card.overlap,
             "min_score": card.min_score,
             "fingerprint": file_sha256(path),
+            "object_size_m": card.object_size_m,
+            "limits": {name: getattr(card, name) for name in LIMITS},
             "manifest": {
                 "name": card.name,
                 "licence": card.licence,
@@ -293,6 +360,9 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
         "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
         "min_score": getattr(made, "min_score", 0.0),
         "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
+        "object_size_m": getattr(made, "object_size_m", None),
+        # its limits are its own business
+        "limits": {},
         "manifest": {"name": name, "min_score": getattr(made, "min_score", 0.0)},
     }
 
@@ -393,7 +463,10 @@ def _preflight(
             image,
             sight=sight,
             scaling=scaling,
-            findings=tuple(judge(sight, expected, scaling, scale=settings.scale or "")),
+            findings=(
+                *image.findings,
+                *judge(sight, expected, scaling, scale=settings.scale or ""),
+            ),
         )
         for image, sight, scaling in zip(images, sights, scalings, strict=True)
     )
@@ -451,20 +524,24 @@ def _plan_image(
     path: str,
     settings: DetectSettings,
     about: dict[str, Any],
-    sizes: tuple[int, int, int],
+    size_m: float | None,
     aoi: gpd.GeoDataFrame | None,
 ) -> ImagePlan:
     info = describe_raster(path, src_crs=settings.src_crs)
+    small = None if size_m is None else _small_settings(settings, about, info, size_m)
     gsd = about["gsd_m"] if settings.gsd is None else settings.gsd
+    if small is not None and settings.gsd is None:
+        gsd = small.gsd_m
     grid = working_grid(info, None if gsd is None or gsd == "native" else float(gsd))
     colours = info.bands - (info.alpha_band is not None)
     wanted = about["bands"] or (len(settings.bidx) if settings.bidx else colours)
     bands = select_bands(info, settings.bidx, wanted)
-    tile_size, overlap, supertile = sizes
+    tile_size, overlap, supertile = _tile_sizes(settings, about, small)
     area = None if aoi is None else _aoi_px(aoi, info, grid)
-    return ImagePlan(
-        info, grid, TileGrid(grid.height, grid.width, tile_size, overlap, supertile), bands, area
-    )
+    tiles = TileGrid(grid.height, grid.width, tile_size, overlap, supertile)
+    said = () if small is None else (small.as_line(network=bool(about["limits"])),)
+    told = tuple(Finding("small", text, level="info") for text in said)
+    return ImagePlan(info, grid, tiles, bands, area, findings=told, small=small)
 
 
 def _aoi_px(aoi: gpd.GeoDataFrame, info: RasterInfo, grid: WorkingGrid) -> shapely.Geometry:

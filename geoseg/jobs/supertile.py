@@ -66,6 +66,8 @@ class DetectorSpec:
     """CPU threads of the process; 0: as the worker's owner set it."""
     precision: str = "auto"
     """As in `geoseg.config.DetectSettings`."""
+    limits: tuple[tuple[str, float], ...] = ()
+    """Limits of the network instead of the card's, by their names there; for a model."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -93,6 +95,7 @@ def _load(spec: DetectorSpec) -> Detector:
         min_score=spec.min_score,
         exact=spec.precision == "exact",
         precision="auto" if spec.precision == "exact" else spec.precision,
+        limits=dict(spec.limits),
     )
 
 

@@ -95,6 +95,8 @@ class ModelCard:
     """How its authors resized images before the network; a hint only, no tile is resized."""
     class_outputs: tuple[int, ...] = ()
     """The network's output of each class, where background is 0; empty: 1, 2, 3 and so on."""
+    object_size_m: float | None = None
+    """Size of the smallest objects that it learnt in number, m: what --small-objects takes."""
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -104,6 +106,10 @@ class ModelCard:
             raise ModelError(f"model card {self.name}: gsd_m is {self.gsd_m}; expected above 0")
         if not 0 <= self.min_score <= 1:
             raise ModelError(f"model card {self.name}: min_score must lie in [0, 1]")
+        if self.object_size_m is not None and not self.object_size_m > 0:
+            raise ModelError(
+                f"model card {self.name}: object_size_m is {self.object_size_m}; expected above 0"
+            )
         for name in ("max_detections", "proposals", "rpn_pre_nms"):
             if getattr(self, name) < 1:
                 raise ModelError(

@@ -22,7 +22,8 @@ class Detector(Protocol):
 
     Optional attributes: ``gsd_m`` (float, metres), ``bands`` (tuple of names, as many as the
     detector wants), ``tile_size`` and ``overlap`` (int, px), ``min_score`` (float),
-    ``fingerprint`` (str, changes with the weights), ``dtype`` (name of a numpy type) and
+    ``fingerprint`` (str, changes with the weights), ``object_size_m`` (float, metres: of its small
+    objects, for ``--small-objects``), ``dtype`` (name of a numpy type) and
     ``value_range`` (lowest and highest pixel value): a detector that declares them gets its pixels
     so, scaled where the raster holds others.
     """
@@ -122,7 +123,7 @@ def check_detector(made: Any, where: str) -> None:
 
 _WHOLE = ("tile_size", "overlap")
 _RANGES = (("gsd_m", 0.001, 1000), ("min_score", 0, 1), ("tile_size", 32, 8192),
-           ("overlap", 0, 8191))  # fmt: skip
+           ("overlap", 0, 8191), ("object_size_m", 0.05, 1000))  # fmt: skip
 
 
 def check_classes(classes: Any, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,7 @@ def load_model(
     nms_iou: float | None = None,
     exact: bool = False,
     precision: str = "auto",
+    limits: Mapping[str, float] | None = None,
 ) -> MaskRCNNDetector:
     """Load a model as a detector.
 
@@ -138,6 +140,9 @@ def load_model(
     precision : str
         'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
         matrix units for it (AMX), but float32 for networks of torchvision and Detectron2.
+    limits : mapping, optional
+        Further limits instead of the card's, by their names there: ``rpn_pre_nms``,
+        ``rpn_nms_iou``, ``rpn_min_size``, ``min_side_px``, and those above.
 
     Returns
     -------
@@ -151,6 +156,10 @@ def load_model(
     """
     from geoseg.models.inference import make_detector
 
+    own: dict[str, float | None] = {
+        "max_detections": max_detections, "proposals": proposals, "nms_iou": nms_iou,
+        **(limits or {}),
+    }  # fmt: skip
     if config is not None:
         from geoseg.models.detectron2 import load_detectron2
 
@@ -161,11 +170,9 @@ def load_model(
             config,
             device=device,
             min_score=min_score,
-            max_detections=max_detections,
-            proposals=proposals,
-            nms_iou=nms_iou,
             exact=exact,
             precision=precision,
+            **own,
         )
     if weights is not None:
         if split_name(name_or_path)[0] is None:
@@ -181,9 +188,7 @@ def load_model(
         find_model(name_or_path),
         device=device,
         min_score=min_score,
-        max_detections=max_detections,
-        proposals=proposals,
-        nms_iou=nms_iou,
         exact=exact,
         precision=precision,
+        **own,
     )
