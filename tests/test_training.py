@@ -29,7 +29,7 @@ from geoseg.jobs.training import read_log
 from geoseg.learning.chips import Augmentation, ChipSampler
 from geoseg.learning.labels import Site, check_site, class_names, load_site, load_sites
 from geoseg.learning.start import find_start, initial_model
-from geoseg.learning.train import read_training_file, train
+from geoseg.learning.train import read_training_file, train, with_small_objects
 from geoseg.models.card import ModelCard, save_model
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn
 from geoseg.models.registry import load_model
@@ -301,7 +301,8 @@ def write_training_file(folder: Path, town: TownFiles, text: str = GOOD) -> Path
         ("steps = 2", "steps = 0", "steps is 0; expected at least 1"),
         ('classes = ["building"]', "classes = []", "classes is empty"),
         ('classes = ["building"]', "", "classes is empty"),
-        ("gsd_m = 0.13", "", "missing 1 required positional argument: 'gsd_m'"),
+        ("gsd_m = 0.13", "", "lacks gsd_m; give metres per pixel, or small_objects"),
+        ("gsd_m = 0.13", 'small_objects = "huge"', "expected a size in metres or 'labels'"),
         ("[[sites]]", "[[places]]", r"has no \[\[sites\]\]"),
         ("[train]", "[train", "is not valid TOML"),
         ("fpn_channels", "fpn", r"architecture has unknown keys \['fpn'\]"),
@@ -556,6 +557,29 @@ def test_bad_coco_labels(tmp_path, change, message):
     coco_file(tmp_path / "bad.json", **change)
     with pytest.raises(LabelError, match=message):
         load_site(tmp_path, {"image": image.name, "labels": "bad.json"}, 0.5, ("barn", "hut"))
+
+
+def test_the_size_of_small_objects_sets_pixel_chips_anchors_and_card(tmp_path):
+    """Squares of 10 m: 28 px of them would be 0.36 m, and the image has 0.5 m."""
+    image, frame = grid_site(tmp_path)
+    frame.to_file(tmp_path / "a.gpkg")
+    site_lines = f'image = "{image.name}"\nlabels = "a.gpkg"\naoi = "image"\n'
+    path = tmp_path / "train.toml"
+    head = '[train]\nclasses = ["thing"]\nstart = "nothing"\nsmall_objects = '
+    path.write_text(f'{head}"labels"\n[card]\noverlap = 224\n[[sites]]\n{site_lines}')
+    job = with_small_objects(read_training_file(path))
+    assert job.settings.gsd_m == pytest.approx(10 / 28, rel=1e-3)
+    assert job.settings.architecture.anchor_sizes_px[0] == 16
+    assert job.card["object_size_m"] == pytest.approx(10, rel=1e-3)
+    assert job.card["overlap"] == 224, "what the file says itself wins"
+    path.write_text(f"{head}2.0\ngsd_m = 0.25\n[[sites]]\n{site_lines}")
+    job = with_small_objects(read_training_file(path))
+    assert job.settings.gsd_m == 0.25
+    # 8 px an object: the finest anchor is at most two thirds of that
+    assert job.settings.architecture.anchor_sizes_px[0] == 4
+    path.write_text(f"{head}2.0\n[[sites]]\n{site_lines}".replace('"nothing"', '"buildings"'))
+    job = with_small_objects(read_training_file(path))
+    assert job.settings.architecture is None, "its weights know their own anchors"
 
 
 # --- where weights come from ------------------------------------------------------------------

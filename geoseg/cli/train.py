@@ -46,6 +46,11 @@ _HEAD_EVERY = 20
 )
 @click.option("--gsd", type=click.FloatRange(min=0, min_open=True), help="Working GSD, metres.")
 @click.option(
+    "--small-objects",
+    help="Size of small objects, metres, or 'labels' for that of the smallest tenth of them: sets "
+    "pixel, chips and anchors (docs/small-objects.md).",
+)
+@click.option(
     "--validation",
     type=click.FloatRange(0, 0.5),
     help="Share of the labels that is kept to judge by [default: 0.2].",
@@ -127,7 +132,20 @@ def _training_file(given: Path | None, run_dir: Path, quick: Mapping[str, Any]) 
     from geoseg.jobs.training import QuickJob, write_quick_file
 
     named["gsd_m"] = named.pop("gsd", None)
+    named["small_objects"] = _size(named.get("small_objects"))
     return write_quick_file(QuickJob(**named, name=run_dir.resolve().name), run_dir)
+
+
+def _size(given: str | None) -> float | str | None:
+    """Return metres, or 'labels'."""
+    if given is None or given == "labels":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise ConfigError(
+            f"--small-objects is '{given}'; expected a size in metres, or 'labels'"
+        ) from None
 
 
 class Table:

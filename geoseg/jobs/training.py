@@ -27,6 +27,7 @@ from geoseg.learning.train import (
     Validation,
     read_training_file,
     train,
+    with_small_objects,
 )
 from geoseg.models.registry import find_card
 from geoseg.objects.evaluate import Evaluation, curve_of, evaluate, pool
@@ -58,6 +59,8 @@ class QuickJob:
     steps: int = 600
     validation: float = 0.2
     """Share of the labelled area kept for validation."""
+    small_objects: float | str | None = None
+    """Size in m, or 'labels': sets the GSD instead of ``gsd_m``."""
     name: str = "mine"
 
 
@@ -138,9 +141,11 @@ def _toml(
     share: Mapping[str, list[float]],
 ) -> str:
     gentle = job.start not in FROM_NOWHERE
+    small = job.small_objects is not None
     train_table: dict[str, Any] = {
         "classes": list(classes),
-        "gsd_m": gsd,
+        **({"small_objects": job.small_objects} if small else {}),
+        **({} if small and job.gsd_m is None else {"gsd_m": gsd}),
         "steps": job.steps,
         "start": job.start,
         "warmup": min(50, max(1, job.steps // 10)),
@@ -149,7 +154,7 @@ def _toml(
         # what a model knows is kept; from ImageNet or nothing the heads must move far
         **({"lr": 3e-4, "lr_backbone": 8e-5} if gentle else {}),
     }
-    card = {"name": job.name, "gsd_m": gsd}
+    card: dict[str, Any] = {"name": job.name}
     if job.start not in FROM_NOWHERE:
         before = find_card(job.start)
         card |= {"licence": before.licence, "credits": list(before.credits)}
@@ -272,7 +277,7 @@ def run_training(
     Path
         The model.
     """
-    job = read_training_file(path)
+    job = with_small_objects(read_training_file(path))
     areas = ValidationAreas(job, run_dir, shown, device)
     model = train(path, run_dir, device, max_steps=max_steps, watcher=areas, team=team)
     log = run_dir / LOG
@@ -289,7 +294,7 @@ def check_labels(path: Path) -> list[Site]:
     LabelError
         If one cannot be used.
     """
-    job = read_training_file(path)
+    job = with_small_objects(read_training_file(path))
     sites: list[Site] = []
     for table in (*job.sites, *job.validation):
         sites += load_sites(path.parent, table, job.settings.gsd_m, job.settings.classes)

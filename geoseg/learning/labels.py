@@ -29,6 +29,7 @@ from geoseg.imagery.georef import (
     WorkingGrid,
     polygons_to_crs,
     polygons_to_pixels,
+    reproject_polygons,
     working_grid,
 )
 from geoseg.imagery.inputs import find_images
@@ -288,6 +289,37 @@ class _NoLabelsError(LabelError):
     """An image without a single label."""
 
 
+def read_outlines(folder: Path, table: Mapping[str, Any]) -> tuple[GeometryArray, list[float]]:
+    """Read a site's labels alone, and how large its images' pixels are.
+
+    Returns
+    -------
+    polygons : ndarray of geometry
+        (n,) valid polygons, longitude and latitude (EPSG:4326).
+    gsds_m : list of float
+        Metres per pixel of each image.
+
+    Raises
+    ------
+    LabelError, SourceError
+        If a file cannot be read.
+    """
+    named = _image(folder, table["image"])
+    images = [named] if "://" in named else find_images([named])
+    infos = [describe_raster(image) for image in images]
+    path = folder / table["labels"]
+    if path.is_file() and is_coco(path):
+        grid = working_grid(infos[0], None)
+        found = read_coco(path, infos[0].path, (infos[0].width, infos[0].height))
+        placed = polygons_to_crs(found.polygons[~found.crowd], grid.transform)
+        shapes, wkt = placed, infos[0].crs_wkt
+    else:
+        frame = _read_layer(path, table.get("where"), table.get("layer"))
+        shapes, wkt = frame.geometry.to_numpy(), frame.crs.to_wkt()
+    polygons = reproject_polygons(shapely.make_valid(shapes), wkt, "EPSG:4326")
+    return polygons[shapely.area(polygons) > 0], [info.gsd_m for info in infos]
+
+
 def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]) -> Site:
     """Read one site of a training file into memory.
 
@@ -320,7 +352,9 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
         area = _read_aoi(folder, table, info, grid, name, found.polygons)
         sheet = shapely.box(0, 0, grid.width, grid.height)
         aoi = shapely.intersection(_part_of(area, table.get("aoi_part")), sheet)
-        return _site_of(found, aoi, area, (info, grid), classes, (name, float(table.get("weight", 1.0))))
+        return _site_of(
+            found, aoi, area, (info, grid), classes, (name, float(table.get("weight", 1.0)))
+        )
     except GEOSException as error:
         raise LabelError(
             f"site {name}: {table['labels']} or its AOI holds outlines that cannot be mended "

@@ -68,6 +68,11 @@ def find_start(source: str, folder: Path, architecture: Architecture | None) -> 
     return Start(source, own, tuple(card.mean), tuple(card.std))
 
 
+def learnt_gsd(source: str, folder: Path) -> float | None:
+    """Return metres per pixel that the model to start from learnt at; None where it has none."""
+    return find_card(_beside(folder, source)).gsd_m
+
+
 def initial_model(
     start: Start, classes: Sequence[str], frozen: Sequence[str], seed: int
 ) -> MaskRCNN:

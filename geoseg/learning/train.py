@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -23,8 +24,9 @@ from torchvision.models.detection.image_list import ImageList
 from geoseg.config import read_toml, wrong_type
 from geoseg.errors import ConfigError
 from geoseg.learning.chips import Augmentation, ChipSampler
-from geoseg.learning.labels import Site, check_site, load_sites
-from geoseg.learning.start import Start, find_start, initial_model
+from geoseg.learning.labels import Site, check_site, load_sites, read_outlines
+from geoseg.learning.small import LARGE_SHARE, size_of_labels, training_for
+from geoseg.learning.start import FROM_NOWHERE, Start, find_start, initial_model, learnt_gsd
 from geoseg.learning.team import ALONE, Team
 from geoseg.models.card import ModelCard, save_model, with_tuples
 from geoseg.models.cpu import bfloat16_pays
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 MODEL, BEST, CANDIDATE = "model.safetensors", "best.safetensors", "candidate.safetensors"
 LOG = "log.jsonl"
+USUAL_CHIP_PX = 384
 REPORT_EVERY = 20
 """Steps between rows of the log."""
 
@@ -46,13 +49,13 @@ class TrainSettings:
 
     classes: tuple[str, ...]
     """Class names in label order."""
-    gsd_m: float
-    """Working ground sampling distance, metres."""
+    gsd_m: float = 0.0
+    """Working ground sampling distance, metres; 0: as ``small_objects`` has it."""
     steps: int = 4000
     """Optimizer steps; the learning rate falls to zero along a cosine over them."""
     batch: int = 4
     """Chips a step."""
-    chip_px: int = 384
+    chip_px: int = USUAL_CHIP_PX
     """Side of a chip, px."""
     seed: int = 1
     """Seeds weights, chips and samplers."""
@@ -81,12 +84,22 @@ class TrainSettings:
     """Sizes of the network; None: those of the model that it starts from, or the shipped one's."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How chips vary."""
+    small_objects: float | str | None = None
+    """Size of small objects, m, or 'labels' for that of the smallest tenth of the labels: sets
+    pixel, chips, anchors and the card's limits where they are not given (docs/small-objects.md)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "chip_px", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"[train] {name} is {getattr(self, name)}; expected at least 1")
-        if not 0.001 <= self.gsd_m <= 1000:
+        if self.gsd_m == 0 and self.small_objects is None:
+            raise ConfigError("[train] lacks gsd_m; give metres per pixel, or small_objects")
+        if isinstance(self.small_objects, str) and self.small_objects != "labels":
+            raise ConfigError(
+                f"[train] small_objects is '{self.small_objects}'; expected a size in metres or "
+                "'labels'"
+            )
+        if not (0.001 <= self.gsd_m <= 1000 or self.gsd_m == 0):
             raise ConfigError(f"[train] gsd_m is {self.gsd_m}; expected 0.001 to 1000 metres")
         if not self.classes:
             raise ConfigError("[train] classes is empty; name at least one class")
@@ -336,6 +349,46 @@ def _schedule(step: int, settings: TrainSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def with_small_objects(job: TrainingFile) -> TrainingFile:
+    """Return a training file in which ``small_objects`` has become settings.
+
+    What the file says itself stays as it is. Anchors are set only where no model's weights are
+    taken over: to them, the network's outputs mean distances from the anchors they know.
+
+    Raises
+    ------
+    ConfigError, LabelError, SourceError
+        If there is no size to be told, or a file cannot be read.
+    """
+    settings = job.settings
+    if settings.small_objects is None:
+        return job
+    folder = job.path.parent
+    read = [read_outlines(folder, table) for table in job.sites]
+    polygons = np.concatenate([shapes for shapes, _ in read])
+    names = [i for i, (shapes, _) in enumerate(read) for _ in shapes]
+    size = settings.small_objects
+    if isinstance(size, str):
+        size = size_of_labels(polygons, "EPSG:4326", sites=names)
+    learnt = None if settings.start in FROM_NOWHERE else learnt_gsd(settings.start, folder)
+    chosen = training_for(
+        size,
+        [gsd for _, gsds in read for gsd in gsds],
+        start_gsd_m=learnt,
+        largest_m=size_of_labels(polygons, "EPSG:4326", sites=names, share=LARGE_SHARE),
+        gsd_m=settings.gsd_m or None,
+        chip_px=None if settings.chip_px == USUAL_CHIP_PX else settings.chip_px,
+    )
+    log.info("%s", chosen.line)
+    architecture = settings.architecture
+    if architecture is None and learnt is None:
+        architecture = Architecture(anchor_sizes_px=chosen.anchor_sizes_px)
+    settings = replace(
+        settings, gsd_m=chosen.gsd_m, chip_px=chosen.chip_px, architecture=architecture
+    )
+    return replace(job, settings=settings, card={**chosen.card, **job.card})
+
+
 def check_devices(settings: TrainSettings, count: int) -> None:
     """Refuse a number of devices that a step's chips cannot be shared among.
 
@@ -407,7 +460,7 @@ def train(
     ConfigError, LabelError, SourceError
         If a setting or a site cannot be used.
     """
-    job = read_training_file(path)
+    job = with_small_objects(read_training_file(path))
     settings = job.settings
     check_devices(settings, team.size)
     watcher = watcher or Silent()
