@@ -63,11 +63,11 @@ _SHOWN = ("n_objects", "precision", "recall", "f1", "count_error")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, model: str, as_json: bool, **options: Any) -> None:
-    """Choose the thresholds of a MODEL on labelled areas that it has not learnt from.
+    """Choose a model's thresholds on labelled areas; calibrate its counts.
 
-    MODEL is a .safetensors file or the name of a shipped model. Printed are the figures of each
-    threshold, each of a run; what was chosen; and how it does on areas that had no part in the
-    choice.
+    MODEL is a .safetensors file or the name of a shipped model; it should not have learnt from the
+    areas. Printed are the figures of each threshold, each of a run; what was chosen; and how it
+    does on areas that had no part in the choice.
     """
     from geoseg.jobs.tune import check_target, tunable, tune, write_tuned
     from geoseg.objects.tune import Goal

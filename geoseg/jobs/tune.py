@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +35,6 @@ from geoseg.objects.tune import (
     tally,
 )
 from geoseg.outputs.publish import put, scratch
-
-log = logging.getLogger(__name__)
 
 LOWEST = 0.1
 """Score from which objects are looked at."""
@@ -187,7 +184,10 @@ def tune(
         notes=choice.notes,
     )
     if abs(found.verified - choice.summary["f1"]) > _SAME_F1:
-        said = f"a run with the tuned card gives F1 {found.verified:.3f}, not what was chosen by"
+        said = (
+            f"a run with the tuned card gives F1 {found.verified:.3f} instead of "
+            f"{choice.summary['f1']:.3f}; trust the former, and report it"
+        )
         found = replace(found, notes=(*found.notes, said))
     return _calibrated(found, bench, choice) if calibrate else found
 
@@ -366,9 +366,7 @@ def _verified(path: Path, card: ModelCard, bench: Bench, device: str) -> float:
         copy.with_suffix(".json").write_text(card.to_json(), encoding="utf-8")
         found = []
         for area in bench.areas:
-            settings = DetectSettings(
-                images=(area.image,), model=str(copy), workers=1, device=device, report=False
-            )
+            settings = DetectSettings(images=(area.image,), model=str(copy), device=device)
             objects = run_in(area, settings, quiet=True)
             found.append(
                 evaluate(objects, area.truth, aoi=area.aoi, iou_threshold=bench.iou,

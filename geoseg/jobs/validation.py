@@ -38,6 +38,8 @@ from geoseg.records import Instances
 if TYPE_CHECKING:
     from geoseg.models.inference import MaskRCNNDetector
 
+_SUPERTILE_PX = 1024
+"""Small, because an area is: a supertile is read as a whole. It never changes what is found."""
 _AROUND_PX = 64
 """So far beyond an area the model also looks: what lies across its edge is judged as in a run."""
 
@@ -295,9 +297,7 @@ class Bench:
                 first = not self._objects
                 if first:
                     self._tell(f"looking at {area.name} ({area.n_truth} true ones)")
-                settings = DetectSettings(
-                    images=(area.image,), workers=1, min_score=score, min_area=0.0, report=False
-                )
+                settings = DetectSettings(images=(area.image,), min_score=score, min_area=0.0)
                 found.append(run_in(area, settings, self.detector, quiet=not first))
             self._objects[score] = found
         return self._objects[score]
@@ -346,7 +346,9 @@ def run_in(
     """Run on an area and a little around it, and return the objects in the image's CRS."""
     with tempfile.TemporaryDirectory(prefix="geoseg-tune-") as folder, _quiet(quiet):
         path = write_table(Path(folder) / "aoi.fgb", area.around, layer="aoi")
-        result = run_detect(replace(settings, aoi=path), detector)
+        size = max(_SUPERTILE_PX, getattr(detector, "tile_size", 0))
+        settings = replace(settings, aoi=path, workers=1, supertile_size=size, report=False)
+        result = run_detect(settings, detector)
         objects = result.objects
     if result.exit_code:
         why = [r for r in result.coverage["reason"] if r]

@@ -121,8 +121,8 @@ def choose_score(curve: pd.DataFrame, goal: Goal, what: str = "") -> float:
     For the best F1: the middle of the thresholds around the best whose F1, smoothed over
     neighbours, is within `FLAT` of it. For the count: where the count's error is 0, between two
     thresholds by a straight line; where it never is, the threshold with the least; among equals
-    that of the best F1. For a precision: the highest recall of the thresholds that reach it, also
-    smoothed where any do.
+    that of the best F1. For a precision: the highest recall of the thresholds that reach it, and
+    that also reach it on average with the next higher one, where any do.
 
     Parameters
     ----------
@@ -206,7 +206,9 @@ def _precise(curve: pd.DataFrame, wanted: float, of: str) -> float:
             f"score {row['min_score']:g} with a recall of {row['recall']:.3f}; ask for that, or "
             "train on more of what was taken for them"
         )
-    steady = reach & (smoothed(precision) >= wanted - 1e-12)
+    # a spike is no precision to count on: the next higher threshold must bear it out
+    after = np.append(precision[1:], np.nan)
+    steady = reach & ((known + np.where(np.isnan(after), known, after)) / 2 >= wanted - 1e-12)
     rows = curve[steady if steady.any() else reach]
     best_first = rows.sort_values(["recall", "precision"], ascending=False, kind="stable")
     return float(best_first["min_score"].iloc[0])
