@@ -8,6 +8,8 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
+import shapely.affinity
 import torch
 from safetensors.torch import load_file, save_file
 from shapely import box
@@ -24,9 +26,11 @@ from geoseg.jobs.tune import _detector, tune
 from geoseg.jobs.validation import Bench, load_areas, part_of
 from geoseg.models.card import ModelCard, read_card
 from geoseg.models.registry import find_model
+from geoseg.objects.calibrate import fit_calibration
 from geoseg.objects.evaluate import evaluate
 from geoseg.objects.tune import (
     Goal,
+    calibration_of_areas,
     choose_area,
     choose_score,
     curve_of_runs,
@@ -168,42 +172,63 @@ def test_curves_add_up_areas_class_by_class():
     assert tally(runs[0.8], "boat")["n_objects"] == 0
 
 
+def town(rng, n, factor=1.0):
+    """Return objects, truth and AOI of a town; what is false there stands between the houses."""
+    objects, truth = area_of_town(rng, n=n, factor=factor)
+    low = objects.geometry.bounds["miny"].to_numpy()
+    row = np.round((Y0 - low) / 60)
+    # rows of houses are 60 m apart, and no house is longer than 20 m
+    up = np.where(low < Y0, Y0 + 30 + 60 * (row % (n // 20)) - low, 0)
+    moved = [shapely.affinity.translate(g, 0, u) for g, u in zip(objects.geometry, up, strict=True)]
+    aoi = gpd.GeoDataFrame(geometry=[box(X0 - 5, Y0 - 5, X0 + 1200, Y0 + 3 * n)], crs=UTM)
+    return objects.set_geometry(gpd.GeoSeries(moved, crs=UTM)), truth, aoi
+
+
+def judged_parts(rng, n=300, factor=1.0):
+    objects, truth, aoi = town(rng, n, factor)
+    return in_parts(evaluate(objects, truth, aoi=aoi, min_score=0.4), objects, truth, aoi)
+
+
 def test_parts_of_an_area_add_up_to_it():
-    rng = np.random.default_rng(3)
-    objects, truth = area_of_town(rng, n=200)
-    aoi = gpd.GeoDataFrame(geometry=[box(*np.add(truth.total_bounds, [-9, -9000, 9, 9]))], crs=UTM)
+    objects, truth, aoi = town(np.random.default_rng(3), 200)
     whole = evaluate(objects, truth, aoi=aoi, min_score=0.5)
+    assert 0 < whole.fp < whole.tp
     parts = in_parts(whole, objects, truth, aoi)
-    assert len(parts) > 4
+    assert 5 < len(parts) <= 15
     for name in ("n_objects", "n_truth", "tp", "fp", "fn"):
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
-    assert max(part.n_truth for part in parts) < 100
+    assert max(part.n_truth for part in parts) <= 40
 
 
 def test_foretold_counts_hold_as_often_as_they_say():
-    # towns in which the detector sees up to a tenth more or less than usual
+    # towns in which the detector sees up to a fifth more or less than in the middle
     rng = np.random.default_rng(4)
-    groups = {}
-    for number in range(8):
-        objects, truth = area_of_town(rng, n=160, factor=rng.uniform(0.9, 1.1))
-        aoi = gpd.GeoDataFrame(
-            geometry=[box(*np.add(truth.total_bounds, [-9, -9000, 9, 9]))], crs=UTM
-        )
-        judged = evaluate(objects, truth, aoi=aoi, min_score=0.4)
-        groups[f"town {number}"] = in_parts(judged, objects, truth, aoi)[:1]
+    factors = np.linspace(0.75, 1.1, 6)
+    groups = {f"town {i}": judged_parts(rng, 200, factor) for i, factor in enumerate(factors)}
     rows = foretell(groups)
-    assert list(rows["area"]) == list(groups)
-    assert rows["inside"].sum() >= 6
+    assert list(dict.fromkeys(rows["area"])) == list(groups)
+    assert set(rows["left_out"]) == {"area"}
+    assert rows["inside"].mean() >= 0.85
     # and it is no interval that holds everything
-    assert ((rows["high"] - rows["low"]) < 1.2 * rows["n_truth"]).all()
+    width = (rows["high"] - rows["low"]).sum() / rows["n_truth"].sum()
+    assert width < 1.5
     one = foretell({"town": judged_parts(rng)})
     assert len(one) > 3
+    assert set(one["left_out"]) == {"part"}
+    assert one["inside"].mean() >= 0.8
 
 
-def judged_parts(rng):
-    objects, truth = area_of_town(rng, n=300)
-    aoi = gpd.GeoDataFrame(geometry=[box(*np.add(truth.total_bounds, [-9, -9000, 9, 9]))], crs=UTM)
-    return in_parts(evaluate(objects, truth, aoi=aoi, min_score=0.4), objects, truth, aoi)
+def test_a_spread_between_few_areas_is_widened():
+    rng = np.random.default_rng(5)
+    groups = {f"town {i}": judged_parts(rng, 300, factor) for i, factor in enumerate((0.7, 1.0))}
+    parts = [part for one in groups.values() for part in one]
+    names = [name for name, one in groups.items() for _ in one]
+    plain = fit_calibration(parts, names).spread
+    assert plain > 0.1
+    # Student's quantile with one degree of freedom over the normal one: 6.314 / 1.645
+    assert calibration_of_areas(groups).spread == pytest.approx(3.838 * plain, rel=1e-3)
+    # parts of one place are more alike than places: apart, they hide the spread
+    assert fit_calibration(parts).spread < plain
 
 
 def test_a_part_of_an_area_counts_from_below():
@@ -305,7 +330,12 @@ def test_what_is_kept_gives_the_objects_of_a_run(towns, model):
     real = geoseg.detect(area.image, model=model, min_score=0.55, workers=1, device="cpu")
     inside = real[real.representative_point().within(area.around.union_all())]
     assert len(kept) == len(inside) > 10
-    assert kept["uid"].tolist() == inside["uid"].tolist()
+    # the same outlines, but for the rounding of the network in batches of another size
+    common = kept.geometry.to_numpy(), inside.geometry.to_numpy()
+    rows, others = shapely.STRtree(common[1]).query(common[0], predicate="intersects")
+    both = shapely.area(shapely.intersection(common[0][rows], common[1][others]))
+    iou = both / (shapely.area(common[0])[rows] + shapely.area(common[1])[others] - both)
+    assert (iou > 0.9).sum() >= 0.97 * len(kept)
     # cutting the low run's objects off at the threshold is something else
     (low,) = bench.objects(0.1)
     assert len(low) > len(kept)
@@ -362,7 +392,7 @@ def test_tuning_says_how_areas_do_that_had_no_part(tuned):
     counts = [row["n_objects"] for row in rows]
     assert counts == sorted(counts, reverse=True)
     assert said["foretold"]
-    assert 0 <= said["share_inside"] <= 1
+    assert set(said["share_inside"]) <= {"area", "part"}
     assert sorted(path.rpartition("/")[2] for path in said["written"]) == [
         "curves.png", "curves_reliability.png", "tuned.json",
     ]  # fmt: skip
@@ -392,7 +422,7 @@ def test_counts_get_an_interval_from_the_card(towns, tuned, tmp_path, capsys):
     assert any(note.startswith(said) for note in result.notes)
     assert main(["count", str(other), str(town.regions), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith(said)
+    assert said in err
     assert "expected" not in json.loads(out)["regions"][0]
 
 
@@ -518,7 +548,7 @@ def test_each_class_gets_its_own_threshold(towns, two_classes, tmp_path):
     assert found.card.class_scores == found.scores
     assert found.card.min_score == found.scores["roof"]
     # a run with the card is the two runs of one class each
-    assert found.verified == pytest.approx(found.areas["f1"].iloc[-1], abs=1e-9)
+    assert found.verified == pytest.approx(found.areas["f1"].iloc[-1], abs=0.02)
 
 
 # -- what can be wrong -----------------------------------------------------------------------------
@@ -529,12 +559,14 @@ def test_errors_say_what_to_do(towns, model, tmp_path, capsys):
     far = gpd.GeoDataFrame(geometry=[box(0, 0, 9, 9)], crs="EPSG:32645")
     far.to_file(tmp_path / "far.gpkg")
     corner = gpd.GeoSeries([box(*gpd.read_file(town.aoi).total_bounds)], crs="EPSG:32645")
-    corner.translate(0, 0).buffer(-52).to_file(tmp_path / "small.gpkg")
+    corner.buffer(-30).to_file(tmp_path / "small.gpkg")
     (tmp_path / "empty.toml").write_text("[train]\nsteps = 1\n")
     (tmp_path / "odd.toml").write_text('[[validation]]\nimage = "a.tif"\n')
     area = ["--image", town.image, "--labels", town.footprints, "--aoi", town.aoi]
     only = ["--image", town.image, "--labels", town.footprints, "--aoi"]
     for args, message in (
+        (["maskrcnn_resnet50_fpn", *area], "is no .safetensors file, so it has no card to tune"),
+        ([model, *area[:-1], tmp_path / "small.gpkg", "--calibrate"], "needs 30 true things"),
         (["mine.safetensors", *area], "model file mine.safetensors does not exist"),
         ([model], "Name labelled areas: with --sites FILE"),
         ([model, "--image", town.image], "There are 1 --image, 0 --labels and 0 --aoi"),

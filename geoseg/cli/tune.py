@@ -224,12 +224,14 @@ def _show_calibration(found: Tuning) -> None:
     """Print how counts were foretold."""
     if found.foretold is None:
         return
-    click.echo("\ncounts of parts of each area, foretold from the other areas, with 90 % intervals")
+    click.echo("\ncounts of parts of each area, foretold from the others, with 90 % intervals")
     rows = found.foretold.assign(inside=found.foretold["inside"].map({True: "yes", False: "no"}))
     _show_frame(rows)
-    share = found.share_inside
-    if share is not None:
-        click.echo(f"{int(found.foretold['inside'].sum())} of {len(rows)} inside: {share:.0%}")
+    for kind, some in found.foretold.groupby("left_out"):
+        n = int(some["inside"].sum())
+        where = "a new place" if kind == "area" else "more of a labelled place"
+        click.echo(f"{n} of {len(some)} inside ({n / len(some):.0%}) with the {kind} left out: "
+                   f"{where}")  # fmt: skip
 
 
 def _show_frame(table: Any) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geoseg.config import DetectSettings
 from geoseg.errors import ConfigError, ModelError
 from geoseg.jobs.validation import Area, Bench, KeptDetections, run_in
 from geoseg.models.card import ModelCard, load_card_and_weights, read_card
 from geoseg.models.inference import make_detector
+from geoseg.models.known import split_name
 from geoseg.models.registry import find_model, shipped_models
-from geoseg.objects.calibrate import reliability
+from geoseg.objects.calibrate import FEWEST, reliability
 from geoseg.objects.evaluate import Evaluation, evaluate, pool
 from geoseg.objects.expected import Calibration
 from geoseg.objects.tune import (
@@ -75,7 +75,7 @@ class Tuning:
     """What the user should know."""
     calibration: Calibration | dict[str, Calibration] | None = None
     foretold: pd.DataFrame | None = field(default=None, repr=False)
-    """Counts of parts of each area, foretold from the other areas."""
+    """Counts of parts of each area, foretold from the other areas, and from the other parts."""
     reliability: pd.DataFrame | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,11 +103,11 @@ class Tuning:
         return out
 
     @property
-    def share_inside(self) -> float | None:
-        """Share of the foretold counts whose truth lies inside the 90 % interval."""
-        if self.foretold is None or not len(self.foretold):
-            return None
-        return float(self.foretold["inside"].mean())
+    def share_inside(self) -> dict[str, float]:
+        """Share of the foretold counts whose interval holds the truth, by ``left_out``."""
+        if self.foretold is None:
+            return {}
+        return {str(k): float(v["inside"].mean()) for k, v in self.foretold.groupby("left_out")}
 
 
 def tune(
@@ -158,6 +158,12 @@ def tune(
     goal, tell = goal or Goal(), tell or (lambda _: None)
     path = tunable(model)
     card = read_card(path)
+    n_truth = sum(area.n_truth for area in areas)
+    if calibrate and n_truth < FEWEST:
+        raise ConfigError(
+            f"a calibration needs {FEWEST} true things at least, but the areas hold {n_truth}; "
+            "label more, or leave --calibrate out"
+        )
     by_class = len(card.classes) > 1 and "class" in areas[0].truth.columns
     trials = []
     for value in dict.fromkeys(nms or (card.nms_iou,)):
@@ -200,11 +206,14 @@ def tunable(model: str | Path) -> Path:
     ModelError
         If it is unknown, or no ``.safetensors`` file: others have no card to write into.
     """
-    path = find_model(model)
-    if path.suffix != ".safetensors":
+    # a known model is looked at before find_model would download it
+    known, path = split_name(model)
+    if known is None or str(model) in shipped_models():
+        path = find_model(model)
+    if path is None or path.suffix != ".safetensors":
         raise ModelError(
-            f"{path.name} is no .safetensors file, so it has no card to tune; make one with: "
-            f"geoseg convert {path.name} -o NAME.safetensors"
+            f"{model} is no .safetensors file, so it has no card to tune; make one with geoseg "
+            "convert, or train one"
         )
     return path
 
@@ -237,7 +246,7 @@ def _detector(
 def _choose(bench: Bench, card: ModelCard, goal: Goal, lowest: float) -> _Choice:
     """Choose thresholds, then the smallest object at them, then thresholds for that."""
     steps = _thresholds(lowest)
-    kinds = _kinds(bench, card)
+    kinds = bench.kinds
     notes = [
         f"no label shows '{kind}': its threshold stays {_own_score(card, kind):g}"
         for kind in (card.classes if bench.by_class else ())
@@ -254,14 +263,6 @@ def _choose(bench: Bench, card: ModelCard, goal: Goal, lowest: float) -> _Choice
     at = _judge(bench, scores, least)
     curves = {kind: curve_of_runs(runs, kind) for kind in kinds}
     return _Choice(scores, least, curves, at, tally_of(at), tuple(notes))
-
-
-def _kinds(bench: Bench, card: ModelCard) -> list[str]:
-    """Return the classes that get thresholds of their own; '' for one threshold for all."""
-    if not bench.by_class:
-        return [""]
-    labelled = {kind for area in bench.areas for kind in area.truth["class"]}
-    return [kind for kind in card.classes if kind in labelled]
 
 
 def _own_score(card: ModelCard, kind: str) -> float:
@@ -366,8 +367,8 @@ def _verified(path: Path, card: ModelCard, bench: Bench, device: str) -> float:
         copy.with_suffix(".json").write_text(card.to_json(), encoding="utf-8")
         found = []
         for area in bench.areas:
-            settings = DetectSettings(images=(area.image,), model=str(copy), device=device)
-            objects = run_in(area, settings, quiet=True)
+            settings = replace(bench.settings(area), model=str(copy), device=device)
+            objects = bench.of_kinds(run_in(area, settings, quiet=True))
             found.append(
                 evaluate(objects, area.truth, aoi=area.aoi, iou_threshold=bench.iou,
                          by_class=bench.by_class)
@@ -380,13 +381,12 @@ def _held_out(
 ) -> pd.DataFrame:
     """Choose on all areas but one, and judge that one."""
     rows = []
-    kinds = _kinds(bench, card)
     runs = {score: bench.at(score, least) for score in _thresholds(lowest)}
     for i, area in enumerate(bench.areas if len(bench.areas) > 1 else ()):
         others = [k for k in range(len(bench.areas)) if k != i]
         row: dict[str, Any] = {"area": area.name, "n_truth": area.n_truth}
         try:
-            scores = _scores(runs, kinds, goal, card, others)
+            scores = _scores(runs, bench.kinds, goal, card, others)
         except ConfigError as error:
             rows.append({**row, "why_not": str(error)})
             continue
@@ -411,7 +411,7 @@ def _pooled(bench: Bench, choice: _Choice, lowest: float) -> Evaluation:
 def _calibrated(found: Tuning, bench: Bench, choice: _Choice) -> Tuning:
     """Add a calibration at the choice, and counts of each area foretold from the others."""
     joined = bench.joined(choice.scores, choice.min_area_m2)
-    kinds = list(choice.scores) if bench.by_class else [""]
+    kinds = bench.kinds
     fitted: dict[str, Calibration] = {}
     tables, bins = [], []
     for kind in kinds:
@@ -423,6 +423,8 @@ def _calibrated(found: Tuning, bench: Bench, choice: _Choice) -> Tuning:
         fitted[kind] = calibration_of_areas(groups)
         named = {"class": kind} if kind else {}
         tables.append(foretell(groups).assign(**named))
+        if len(groups) > 1:
+            tables.append(foretell(groups, whole_areas=False).assign(**named))
         parts = [part for one in groups.values() for part in one]
         bins.append(reliability(parts).assign(**named))
     calibration = fitted if kinds != [""] else fitted[""]
@@ -472,10 +474,9 @@ def quality_of(tuning: Tuning, command: str) -> dict[str, Any]:
             for row in tuning.held_out.to_dict("records")
             if not row["why_not"]
         }
-    if tuning.share_inside is not None and tuning.foretold is not None:
-        told["counts_foretold_from_other_areas"] = {
-            "parts": len(tuning.foretold),
-            "inside_90": round(tuning.share_inside, 3),
+    if tuning.foretold is not None:
+        told["foretold_counts_inside_90"] = {
+            f"{kind}s left out": round(share, 3) for kind, share in tuning.share_inside.items()
         }
     plain: dict[str, Any] = _without_nan(told)
     return plain
@@ -500,7 +501,7 @@ def check_target(model: str | Path, output: Path | None, *, overwrite: bool) -> 
     """
     path = tunable(model)
     if output is None:
-        if path in shipped_models().values() or str(model) in shipped_models():
+        if any(path.samefile(one) for one in shipped_models().values()):
             raise ConfigError(
                 f"{model} is a shipped model, whose card stays as it is; give -o MY.safetensors to "
                 "make a copy with the tuned card"

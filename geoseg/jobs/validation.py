@@ -244,7 +244,9 @@ class KeptDetections:
         The suppression of doubles goes from the best down, so that what scores less never changed
         what scores more. A full tile is full only if it is so without those, too.
         """
-        keep = np.flatnonzero(found.scores >= np.float32(self.score))
+        least = np.float32(self.score)
+        strict = self._model.card.strict_score
+        keep = np.flatnonzero(found.scores > least if strict else found.scores >= least)
         if len(keep) == len(found):
             return found
         masks = found.masks
@@ -284,9 +286,20 @@ class Bench:
     ) -> None:
         self.areas, self.detector = tuple(areas), detector
         self.iou, self.by_class = iou, by_class
+        shown = {kind for area in areas for kind in area.truth["class"]} if by_class else {""}
+        self.kinds = [kind for kind in detector.classes if kind in shown] or [""]
         self._tell = tell or (lambda _: None)
         self._objects: dict[float, list[gpd.GeoDataFrame]] = {}
         self._judged: dict[tuple[float, float], list[Evaluation]] = {}
+
+    def settings(self, area: Area) -> DetectSettings:
+        """Return how an area is run."""
+        size = max(_SUPERTILE_PX, self.detector.tile_size)
+        return DetectSettings(images=(area.image,), supertile_size=size)
+
+    def of_kinds(self, objects: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+        """Leave out objects of classes that no label shows, where classes are compared."""
+        return objects[objects["class"].isin(self.kinds)] if self.by_class else objects
 
     def objects(self, score: float) -> list[gpd.GeoDataFrame]:
         """Return the objects of each area of a run at a threshold."""
@@ -297,8 +310,8 @@ class Bench:
                 first = not self._objects
                 if first:
                     self._tell(f"looking at {area.name} ({area.n_truth} true ones)")
-                settings = DetectSettings(images=(area.image,), min_score=score, min_area=0.0)
-                found.append(run_in(area, settings, self.detector, quiet=not first))
+                settings = replace(self.settings(area), min_score=score, min_area=0.0)
+                found.append(self.of_kinds(run_in(area, settings, self.detector, quiet=not first)))
             self._objects[score] = found
         return self._objects[score]
 
@@ -346,8 +359,7 @@ def run_in(
     """Run on an area and a little around it, and return the objects in the image's CRS."""
     with tempfile.TemporaryDirectory(prefix="geoseg-tune-") as folder, _quiet(quiet):
         path = write_table(Path(folder) / "aoi.fgb", area.around, layer="aoi")
-        size = max(_SUPERTILE_PX, getattr(detector, "tile_size", 0))
-        settings = replace(settings, aoi=path, workers=1, supertile_size=size, report=False)
+        settings = replace(settings, aoi=path, workers=1, report=False)
         result = run_detect(settings, detector)
         objects = result.objects
     if result.exit_code:
