@@ -71,8 +71,8 @@ class DetectSettings:
     """Tolerance of the outlines, px of the working grid; shared walls stay shared."""
     regularize: bool = False
     """Give buildings right angles where the outline keeps an IoU of 0.9 with its original."""
-    min_area: float = 0.0
-    """Smallest object, m2."""
+    min_area: float | None = None
+    """Smallest object, m2; None: the model card's."""
     fill_holes: float = 0.0
     """Largest hole that is filled, m2."""
     cross_image: bool = True
@@ -554,6 +554,11 @@ def _beside(job: Path, image: str) -> str:
         return image
     mark = "@" if image.startswith("@") else ""
     return f"{mark}{job.parent / image.removeprefix('@')}"
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of JSON or TOML is a finite number."""
+    return _is_number(value, float)
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -55,7 +55,8 @@ _MOST_SHOWN, _FEW_SHOWN = 60, 20
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Model card or JSON that says how often the detector is right: adds expected counts.",
+    help="Model card or JSON that says how often the detector is right: adds expected counts.  "
+    "[default: that of the model, kept in OBJECTS]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -79,12 +80,15 @@ def run_count(settings: CountSettings, *, as_json: bool) -> None:
     from geoseg.objects.count import RegionCounter
     from geoseg.outputs.counts import check_counts_output, write_counts
     from geoseg.outputs.polygons import open_polygons
-    from geoseg.outputs.regions import read_calibration, read_regions
+    from geoseg.outputs.regions import calibration_in, read_calibration, read_regions
 
     output, overwrite, curve = settings.output, settings.overwrite, settings.calibration
     spec = None if settings.grid is None else GridSpec.parse(settings.grid)
     if output is not None:
         check_counts_output(output, overwrite)
+    own, why = (None, "") if curve is not None else calibration_in(settings.objects)
+    if why:
+        click.echo(why, err=True)
     found = open_polygons(settings.objects)
     seen = _seen(settings.objects, settings.imaged)
     table = (
@@ -100,7 +104,7 @@ def run_count(settings: CountSettings, *, as_json: bool) -> None:
         around=found.bounds,
         parent=settings.parent,
         id_field=settings.id_field,
-        calibration=None if curve is None else read_calibration(curve),
+        calibration=own if curve is None else read_calibration(curve),
     )
     found.count_into(counter)
     counted = counter.result(seen)

@@ -170,7 +170,9 @@ def _once(
 )
 @click.option("--resolve-overlaps", is_flag=True, help="Cut overlaps between objects of a class.")
 @click.option("--regularize", is_flag=True, help="Right angles, where the shape allows it.")
-@click.option("--min-area", type=float, default=0.0, help="Leave smaller objects out, m2.")
+@click.option(
+    "--min-area", type=float, help="Leave smaller objects out, m2.  [default: the model card's]"
+)
 @click.option("--fill-holes", type=float, default=0.0, help="Fill holes up to this size, m2.")
 @click.option(
     "--no-cross-image",

@@ -23,6 +23,7 @@ VERBS = {
     "report": "Make the page of a finished run: map, counts, examples, what failed.",
     "preview": "Draw objects over imagery, as a PNG.",
     "evaluate": "Compare objects with truth: precision, recall, F1, AP.",
+    "tune": "Choose a model's thresholds on labelled areas; calibrate its counts.",
     "check": "Find broken and unfit images before the night.",
     "plan": "Tell tiles, memory, disk and time before the night.",
     "compare": "Say what changed between the objects of two or more dates.",

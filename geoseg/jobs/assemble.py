@@ -17,16 +17,16 @@ from geoseg.imagery.placing import Placing, horizontal
 from geoseg.jobs.executor import Workers
 from geoseg.jobs.join import ImageJoin, Joined, finished_objects, join_parts
 from geoseg.jobs.ledger import RunDirectory
+from geoseg.jobs.manifest import calibration_of
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import ImagePlan, RunPlan, part_key
 from geoseg.jobs.sheets import SheetJoin
 from geoseg.jobs.supertile import COARSE_PX
 from geoseg.objects.cells import make_grid, no_cells
-from geoseg.objects.count import Calibration, Calibrations, RegionCounter, Rule
+from geoseg.objects.count import RegionCounter, Rule
 from geoseg.objects.seams import SeamCounts, SeamReport, band_share, seam_report
 from geoseg.objects.shape import ShapeSettings
 from geoseg.outputs.polygons import open_polygons
-from geoseg.outputs.regions import calibration_from
 from geoseg.outputs.tables import ObjectsWriter
 
 
@@ -47,7 +47,7 @@ def _image_join(plan: RunPlan, number: int) -> ImageJoin:
             resolve_overlaps=wanted.resolve_overlaps,
             simplify_px=wanted.simplify,
             regularize=wanted.regularize,
-            min_area_m2=wanted.min_area,
+            min_area_m2=wanted.min_area or 0.0,
             max_hole_m2=wanted.fill_holes,
         ),
         class_agnostic=wanted.class_agnostic,
@@ -211,23 +211,10 @@ def count_in_regions(
         around=found.bounds,
         parent=settings.parent,
         id_field=settings.id_field,
-        calibration=_calibration(plan),
+        calibration=calibration_of(plan)[0],
     )
     found.count_into(counter)
     return counter.result(imaged=imaged)
-
-
-def _calibration(plan: RunPlan) -> Calibrations | None:
-    """Return the calibration of the model's card, if it holds at the score of this run."""
-    about = plan.about_model
-    found = calibration_from(about, f"the card of {about['name']}")
-    if found is None:
-        return None
-    curves = [found] if isinstance(found, Calibration) else list(found.values())
-    scores = [c.min_score for c in curves if c.min_score is not None]
-    same = all(abs(score - plan.detector.min_score) < 1e-6 for score in scores)
-    known = isinstance(found, Calibration) or set(plan.classes) <= set(found)
-    return found if same and known else None
 
 
 def imaged_area(plan: RunPlan, summaries: Sequence[PartSummary]) -> gpd.GeoSeries:

@@ -207,7 +207,7 @@ def _removed(plan: RunPlan, run_dir: RunDirectory, summaries: Sequence[PartSumma
             "check its CRS and its polygons, or leave out --aoi",
         )
     largest = max(inside, default=0.0)
-    if largest < settings.min_area:
+    if largest < (settings.min_area or 0.0):
         return Cause(
             "min-area",
             f"--min-area {settings.min_area:g} left out all {len(inside)} detection(s), the "

@@ -18,6 +18,8 @@ from geoseg.jobs.events import redact
 from geoseg.jobs.parts import PartSummary
 from geoseg.jobs.plan import RunPlan
 from geoseg.models.registry import find_card
+from geoseg.objects.count import Calibrations
+from geoseg.outputs.regions import holding_calibration
 
 HOW_ONLY = (
     "workers", "device", "overwrite", "on_error", "max_errors", "until", "scheduler",
@@ -68,9 +70,25 @@ def run_notes(plan: RunPlan, summaries: Sequence[PartSummary]) -> tuple[str, ...
         notes.append("the model finds boxes only: each object is its box")
     if len({i.info.crs_wkt for i in plan.images}) > 1:
         notes.append(f"the images have different CRSs; the output is in {plan.crs.name}")
+    if plan.settings.counting and (why := calibration_of(plan)[1]):
+        notes.append(why)
     notes += plan.crs_notes
     notes += plan.notes("refuse", "warn", "info")
     return tuple(notes)
+
+
+def calibration_of(plan: RunPlan) -> tuple[Calibrations | None, str]:
+    """Return the calibration of the model's card, if it holds for this run, and why it does not.
+
+    Returns
+    -------
+    calibration : Calibration, dict of str to Calibration, or None
+        What counts get their intervals from.
+    why : str
+        Empty, but for a calibration that does not hold.
+    """
+    about = plan.about_model
+    return holding_calibration(about, plan.scores, plan.settings.min_area or 0.0)
 
 
 def about_run(plan: RunPlan) -> dict[str, Any]:
@@ -84,6 +102,8 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "model": plan.about_model,
         **({"limits": dict(plan.detector.limits)} if plan.detector.limits else {}),
+        "scores": plan.scores,
+        "min_area_m2": plan.settings.min_area or 0.0,
         "images": [
             {
                 "name": Path(i.info.path).name,

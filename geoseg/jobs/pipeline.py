@@ -151,7 +151,8 @@ def run_detect(
     own = _own_output(settings)
     # an output that this run directory wrote may be replaced by the run that goes on
     plan = plan_run(replace(settings, overwrite=settings.overwrite or own), detector)
-    plan = replace(plan, settings=replace(plan.settings, overwrite=settings.overwrite))
+    settings = replace(plan.settings, overwrite=settings.overwrite)
+    plan = replace(plan, settings=settings)
     shard = parse_shard(settings.shard)
     with tempfile.TemporaryDirectory(prefix="geoseg-") as scratch:
         run_dir = RunDirectory(_run_dir(settings) or Path(scratch) / "run")

@@ -8,7 +8,7 @@ import inspect
 import logging
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,7 +50,7 @@ from geoseg.imagery.source import describe_raster, parse_crs, select_bands
 from geoseg.jobs.guard import undisturbed
 from geoseg.jobs.ledger import digest
 from geoseg.jobs.supertile import DetectorSpec
-from geoseg.models.card import file_sha256
+from geoseg.models.card import ModelCard, file_sha256
 from geoseg.models.detector import check_detector, load_detector
 from geoseg.models.registry import find_card, find_model
 from geoseg.models.small import LIMITS, SmallSettings, settings_for
@@ -106,6 +106,7 @@ class RunPlan:
     """
 
     settings: DetectSettings
+    """As the user gave them, but with the smallest object that the card recommends."""
     images: tuple[ImagePlan, ...]
     detector: DetectorSpec
     classes: tuple[str, ...]
@@ -119,6 +120,13 @@ class RunPlan:
     """What the user should know before the run: of a rough datum shift, for instance."""
     expected: Expectation | None = None
     """What the detector says of the imagery it wants."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score threshold of each class."""
+        spec = self.detector
+        each = spec.class_scores or (spec.min_score,) * len(self.classes)
+        return dict(zip(self.classes, each, strict=True))
 
     @property
     def n_supertiles(self) -> int:
@@ -203,7 +211,10 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         ],
         *_unusual(settings),
         *([spec.limits] if spec.limits else ()),
+        *([spec.class_scores] if spec.class_scores else []),
     )  # fmt: skip
+    if settings.min_area is None:
+        settings = replace(settings, min_area=about["min_area_m2"])
     return RunPlan(
         settings,
         images,
@@ -266,13 +277,17 @@ def _small_settings(
         tile_size=settings.tile_size,
         overlap=settings.overlap,
     )
-    return replace(chosen, min_area_m2=settings.min_area or chosen.min_area_m2)
+    return replace(
+        chosen, min_area_m2=chosen.min_area_m2 if settings.min_area is None else settings.min_area
+    )
 
 
 def _with_smallest_area(settings: DetectSettings, images: Sequence[ImagePlan]) -> DetectSettings:
     """Return the settings with the smallest area that small objects have, where none is given."""
     areas = [image.small.min_area_m2 for image in images if image.small is not None]
-    return replace(settings, min_area=min(areas)) if areas and not settings.min_area else settings
+    return (
+        replace(settings, min_area=min(areas)) if areas and settings.min_area is None else settings
+    )
 
 
 def _limits(images: Sequence[ImagePlan], about: dict[str, Any]) -> tuple[tuple[str, float], ...]:
@@ -326,9 +341,11 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
             "tile_size": card.tile_size,
             "overlap": card.overlap,
             "min_score": card.min_score,
-            "fingerprint": file_sha256(path),
             "object_size_m": card.object_size_m,
             "limits": {name: getattr(card, name) for name in LIMITS},
+            "class_scores": dict(card.class_scores),
+            "min_area_m2": card.min_area_m2,
+            "fingerprint": [file_sha256(path), *_of_card(card)],
             "manifest": {
                 "name": card.name,
                 "licence": card.licence,
@@ -337,9 +354,32 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
                 "description": card.description,
                 "boxes_only": not card.has_masks,
                 "min_score": card.min_score,
+                **{k: v for k in _TUNED if (v := getattr(card, k))},
             },
         }
-    # the user's own: it need not be what it promises
+    return _about_own(settings, detector)
+
+
+_TUNED = ("class_scores", "min_area_m2", "calibration")
+"""What tuning adds to a card; cards without it tell of runs as they always did."""
+
+
+def _of_card(card: ModelCard) -> list[Any]:
+    """Return what of a card, besides thresholds, decides what is found, where it is not usual.
+
+    Somebody may tune a model between a run and its resumption: parts of both must never mix.
+    """
+    usual = {f.name: f.default for f in fields(ModelCard)}
+    deciding = (
+        "nms_iou", "max_detections", "proposals", "rpn_pre_nms", "rpn_nms_iou", "rpn_min_size",
+        "rpn_by_logit", "strict_score", "min_side_px",
+    )  # fmt: skip
+    return [(name, v) for name in deciding if (v := getattr(card, name)) != usual[name]]
+
+
+def _about_own(settings: DetectSettings, detector: Detector | None) -> dict[str, Any]:
+    """Collect what the user's own detector says of itself."""
+    # it need not be what it promises
     with undisturbed():
         made: Any = load_detector(str(settings.detector)) if detector is None else detector
     if not callable(made) or not getattr(made, "classes", None):
@@ -359,6 +399,8 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
         "tile_size": getattr(made, "tile_size", DEFAULT_TILE_SIZE),
         "overlap": getattr(made, "overlap", DEFAULT_OVERLAP),
         "min_score": getattr(made, "min_score", 0.0),
+        "class_scores": {},
+        "min_area_m2": 0.0,
         "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
         "object_size_m": getattr(made, "object_size_m", None),
         # its limits are its own business
@@ -415,14 +457,19 @@ def _detector_spec(
     settings: DetectSettings, detector: Detector | None, about: dict[str, Any]
 ) -> DetectorSpec:
     own = detector is not None or settings.detector is not None
+    scores = [about["class_scores"].get(name, about["min_score"]) for name in about["classes"]]
+    if settings.min_score is not None:
+        # what the user says holds for all classes
+        scores = [settings.min_score]
     return DetectorSpec(
         model=None if own else str(find_model(settings.model)),
         factory=None if detector is not None else settings.detector,
         given=detector,
         device=settings.device,
-        min_score=about["min_score"] if settings.min_score is None else settings.min_score,
+        min_score=min(scores),
         threads=1,
         precision=settings.precision,
+        class_scores=tuple(scores) if len(set(scores)) > 1 else (),
     )
 
 

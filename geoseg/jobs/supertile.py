@@ -68,6 +68,8 @@ class DetectorSpec:
     """As in `geoseg.config.DetectSettings`."""
     limits: tuple[tuple[str, float], ...] = ()
     """Limits of the network instead of the card's, by their names there; for a model."""
+    class_scores: tuple[float, ...] = ()
+    """Score threshold of each class, none below ``min_score``; empty: that one for all."""
 
     def load(self) -> Detector:
         """Return the detector; the same one for the same spec within a process."""
@@ -342,7 +344,7 @@ def _trace(
 ) -> None:
     """Add the outlines of one tile's instances."""
     found.note_below(instances, task.detector.min_score)
-    kept = _above(instances, task.detector.min_score)
+    kept = _above(instances, task.detector)
     shape = (task.grid.height, task.grid.width)
     row = len(found.tiles)
     found.tiles.append(tile)
@@ -416,8 +418,12 @@ def _own(found: Any, n_classes: int, shape: tuple[int, int]) -> Instances:
     )
 
 
-def _above(instances: Instances, min_score: float) -> Instances:
-    keep = np.flatnonzero(instances.scores >= min_score)
+def _above(instances: Instances, spec: DetectorSpec) -> Instances:
+    """Return the instances that reach the threshold, or that of their class."""
+    wanted: Any = spec.min_score
+    if spec.class_scores:
+        wanted = np.asarray(spec.class_scores, np.float32)[instances.labels]
+    keep = np.flatnonzero(instances.scores >= wanted)
     if len(keep) == len(instances):
         return instances
     masks = instances.masks

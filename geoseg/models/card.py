@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geoseg.config import wrong_type
+from geoseg.config import is_number, wrong_type
 from geoseg.errors import ModelError
 from geoseg.models.detector import check_classes
 
@@ -97,6 +97,14 @@ class ModelCard:
     """The network's output of each class, where background is 0; empty: 1, 2, 3 and so on."""
     object_size_m: float | None = None
     """Size of the smallest objects that it learnt in number, m: what --small-objects takes."""
+    class_scores: Mapping[str, float] = field(default_factory=dict)
+    """Recommended score threshold of each class; `min_score` for those that are not named."""
+    min_area_m2: float = 0.0
+    """Recommended smallest object, m2."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """How often the model is right and misses at these thresholds, as
+    `geoseg.objects.expected.Calibration` takes it, or one such table for each class; empty: not
+    measured."""
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -123,6 +131,23 @@ class ModelCard:
             raise ModelError(
                 f"model card {self.name}: class_outputs must name one output from 1 on for each "
                 f"of the {len(self.classes)} classes"
+            )
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        """Refuse thresholds of classes that there are not, and those out of range."""
+        for name, score in self.class_scores.items():
+            if name not in self.classes:
+                raise ModelError(
+                    f"model card {self.name}: class_scores names '{name}'; expected some of "
+                    f"{', '.join(self.classes[:12])}"
+                )
+            if not 0 <= score <= 1:
+                raise ModelError(f"model card {self.name}: class_scores must lie in [0, 1]")
+        if not 0 <= self.min_area_m2 <= _LARGEST_AREA_M2:
+            raise ModelError(
+                f"model card {self.name}: min_area_m2 is {self.min_area_m2}; expected 0 to "
+                f"{_LARGEST_AREA_M2:g}"
             )
 
     @property
@@ -154,6 +179,8 @@ class ModelCard:
         if wrong := wrong_type(cls, given):
             raise ModelError(f"{where}: {wrong}")
         _check_numbers(where, given)
+        if odd := [k for k, v in given.get("class_scores", {}).items() if not is_number(v)]:
+            raise ModelError(f"{where}: class_scores of '{odd[0]}' is no number; expected 0 to 1")
         return cls(**given)
 
     def to_json(self) -> str:
@@ -168,6 +195,7 @@ _RANGES = {"tile_size": (32, 8192), "overlap": (0, 8191), "max_detections": (1, 
 _LARGEST = 4_096
 """Largest whole number in an architecture: a wider layer fills the memory by itself."""
 _MAX_CARD_BYTES = 4_000_000
+_LARGEST_AREA_M2 = 1e9
 
 
 def _check_numbers(where: str, given: Mapping[str, Any]) -> None:

@@ -27,7 +27,9 @@ _PER_KNOT = 15
 _MOST_KNOTS = 12
 
 
-def fit_calibration(evaluations: Sequence[Evaluation]) -> Calibration:
+def fit_calibration(
+    evaluations: Sequence[Evaluation], groups: Sequence[str] | None = None
+) -> Calibration:
     """Fit how often objects are true, by score, and things missed, by size.
 
     Parameters
@@ -35,6 +37,9 @@ def fit_calibration(evaluations: Sequence[Evaluation]) -> Calibration:
     evaluations : sequence of Evaluation
         One per labelled area, all at the same score threshold and IoU. More areas, and areas more
         like those to come, give a better ``spread``; with one it cannot be told, and is 0.
+    groups : sequence of str, optional
+        As long: which of them are left out together to tell the spread, because they are parts of
+        one place and more alike than others; by default each by itself.
 
     Returns
     -------
@@ -50,7 +55,8 @@ def fit_calibration(evaluations: Sequence[Evaluation]) -> Calibration:
     if len({(e.iou_threshold, e.min_score) for e in evaluations}) != 1:
         raise ConfigError("a calibration needs evaluations with one score threshold and one IoU")
     whole = _fit(evaluations)
-    spread = _spread(evaluations) if len(evaluations) > 1 else 0.0
+    of = list(map(str, range(len(evaluations)))) if groups is None else list(groups)
+    spread = _spread(evaluations, of) if len(set(of)) > 1 else 0.0
     return replace(whole, spread=spread)
 
 
@@ -133,24 +139,24 @@ def _curve(x: DoubleArray, yes: BoolArray, *, increasing: bool) -> tuple[DoubleA
     return place[first], fitted[first]
 
 
-def _spread(evaluations: Sequence[Evaluation]) -> float:
+def _spread(evaluations: Sequence[Evaluation], groups: Sequence[str]) -> float:
     """Return the standard deviation of true to expected counts that chance does not explain.
 
-    Each area is foretold from the others, so that the uncertainty of the fit is in it. By moments:
-    what the squares of the errors exceed the variances by, relative to the counts.
+    Each area is foretold from those of other groups, so that the uncertainty of the fit is in it.
+    By moments: what the squares of the errors exceed the variances by, relative to the counts.
     """
     excess, weight = 0.0, 0.0
-    for i, left_out in enumerate(evaluations):
-        scores, _, sizes = _objects([left_out])
+    for group in dict.fromkeys(groups):
         try:
-            mean, variance = _fit([e for k, e in enumerate(evaluations) if k != i]).expect(
-                scores, sizes
-            )
+            fitted = _fit([e for e, g in zip(evaluations, groups, strict=True) if g != group])
         except ConfigError:
             # the others alone are too few: this area says nothing on the spread
             continue
-        expected = float(mean.sum())
-        if expected > 0:
-            excess += (left_out.n_truth - expected) ** 2 - float(variance.sum())
-            weight += expected**2
+        for left_out in (e for e, g in zip(evaluations, groups, strict=True) if g == group):
+            scores, _, sizes = _objects([left_out])
+            mean, variance = fitted.expect(scores, sizes)
+            expected = float(mean.sum())
+            if expected > 0:
+                excess += (left_out.n_truth - expected) ** 2 - float(variance.sum())
+                weight += expected**2
     return round(float(np.sqrt(max(excess, 0.0) / weight)), 4) if weight else 0.0

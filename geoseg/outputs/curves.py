@@ -1,4 +1,7 @@
-"""Draw curves: what score thresholds give, and how a training went."""
+"""Draw what thresholds give: precision over recall, counts, how true; and how trainings went.
+
+How true objects of a score are is a reliability curve: that of a sure model lies on the diagonal.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from geoseg.errors import ConfigError
 from geoseg.objects.evaluate import Evaluation, curve_of
+from geoseg.objects.expected import Calibration
 from geoseg.outputs.formats import check_output
 from geoseg.outputs.publish import put, scratch
 
@@ -59,6 +64,62 @@ def write_curves(path: str | Path, evaluation: Evaluation, *, overwrite: bool = 
     left, right = figure.subplots(1, 2)
     _precision_over_recall(left, evaluation)
     _count_over_threshold(right, evaluation)
+    with scratch(path) as temporary:
+        figure.savefig(temporary, format="png")
+        put(temporary, path, overwrite=overwrite)
+    return path
+
+
+def write_reliability(
+    path: str | Path,
+    reliability: pd.DataFrame,
+    calibrations: Mapping[str, Calibration],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a PNG: how often objects of a score are true, and the calibration fitted to it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .png.
+    reliability : DataFrame
+        Of `geoseg.objects.calibrate.reliability`; ``class`` where there are several.
+    calibrations : mapping of str to Calibration
+        By class; '' for one for all.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        As `check_output`.
+    """
+    path = check_output(path, overwrite, suffixes=(".png",))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", label="scores that are probabilities")
+    for i, (kind, curve) in enumerate(calibrations.items()):
+        rows = reliability[reliability["class"] == kind] if kind else reliability
+        colour, name = f"C{i}", f" {kind}" if kind else ""
+        axes.plot(curve.scores, curve.chance, color=colour, label=f"calibration{name}")
+        axes.scatter(
+            rows["score"], rows["true"], s=10 + 2 * rows["n"], color=colour, alpha=0.5,
+            label=f"measured{name}",
+        )  # fmt: skip
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="score", ylabel="share that is true")
+    axes.set_title("how often objects of a score are true")
+    axes.legend(loc="upper left")
+    axes.grid(alpha=0.3)
     with scratch(path) as temporary:
         figure.savefig(temporary, format="png")
         put(temporary, path, overwrite=overwrite)

@@ -32,6 +32,8 @@ from geoseg.outputs.style import Style, default_styles
 _SCHEMA_EXTENSION = "http://www.geopackage.org/spec121/#extension_schema"
 _METADATA_EXTENSION = "http://www.geopackage.org/spec120/#extension_metadata"
 _DOCUMENT_URI = "urn:x-geoseg:{}"
+_MOST_DOCUMENT = 50_000_000
+"""Characters of a document that is still read."""
 
 
 def write_geopackage(
@@ -242,6 +244,36 @@ def _add_documents(database: sqlite3.Connection, documents: Mapping[str, Any]) -
             "VALUES ('geopackage', ?)",
             (cursor.lastrowid,),
         )
+
+
+def read_documents(path: Path) -> dict[str, Any]:
+    """Return the documents on the run that a GeoPackage holds, by name.
+
+    Returns
+    -------
+    dict
+        Texts, or what JSON holds; empty where there are none, or the file is no database that
+        can be read: somebody's metadata are no reason not to work with the objects.
+    """
+    if path.suffix.lower() != ".gpkg" or not path.is_file():
+        return {}
+    prefix = _DOCUMENT_URI.format("")
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    found: dict[str, Any] = {}
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+            rows = database.execute(
+                "SELECT md_standard_uri, mime_type, metadata FROM gpkg_metadata "
+                "WHERE length(metadata) < ?",
+                (_MOST_DOCUMENT,),
+            ).fetchall()
+        for name, kind, text in rows:
+            if str(name).startswith(prefix):
+                plain = kind != "application/json"
+                found[str(name).removeprefix(prefix)] = text if plain else json.loads(text)
+    except (sqlite3.Error, ValueError, RecursionError):
+        return {}
+    return found
 
 
 def _register(

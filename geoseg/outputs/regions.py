@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import pyogrio
 import pyproj
 
+from geoseg.config import is_number
 from geoseg.errors import ConfigError, RegionError
 from geoseg.imagery.vector_files import why_not_opened
 from geoseg.objects.count import Calibrations
 from geoseg.objects.expected import Calibration
+from geoseg.outputs.geopackage import read_documents
 from geoseg.outputs.reading import reading
 from geoseg.outputs.tables import read_vector
 
 _DONE = {"done", "empty"}
+_SAME_SCORE = 1e-6
+_SAME_AREA_M2 = 1e-3
 
 
 def read_regions(
@@ -140,15 +146,79 @@ def read_calibration(path: str | Path) -> Calibrations:
 def calibration_from(values: object, where: str) -> Calibrations | None:
     """Return the calibration in a model's card or in JSON of its own; None where there is none.
 
-    A card keeps it as ``quality`` -> ``calibration``: one for all classes, or one by class.
+    A card keeps it as ``calibration``, or as ``quality`` -> ``calibration``: one for all classes,
+    or one by class.
     """
     if not isinstance(values, dict):
         return None
     about = values["quality"] if isinstance(values.get("quality"), dict) else values
-    found: object = about.get("calibration", about)
+    found: object = values.get("calibration") or about.get("calibration", about)
     if not isinstance(found, dict):
         return None
     if "scores" in found:
         return Calibration.from_dict(found, where)
     by_class = {str(k): v for k, v in found.items() if isinstance(v, dict) and "scores" in v}
     return {k: Calibration.from_dict(v, f"{where}: {k}") for k, v in by_class.items()} or None
+
+
+def holding_calibration(
+    about: Mapping[str, Any], scores: Mapping[str, float], min_area_m2: float
+) -> tuple[Calibrations | None, str]:
+    """Return the calibration of a card, if it holds for how objects were made; else say why not.
+
+    Parameters
+    ----------
+    about : mapping
+        A card, or what a run tells of it: ``name``, ``calibration``, ``min_area_m2``.
+    scores : mapping of str to float
+        The score threshold at which objects of each class were made.
+    min_area_m2 : float
+        The smallest object that was kept.
+
+    Returns
+    -------
+    calibration : Calibration, dict of str to Calibration, or None
+        None where there is none, or it does not hold.
+    why : str
+        One line for the user; empty where there is none.
+    """
+    name = about.get("name", "the model")
+    found = calibration_from(about, f"the card of {name}")
+    if found is None:
+        return None, ""
+    curves = dict.fromkeys(scores, found) if isinstance(found, Calibration) else found
+    ends = "so counts have no interval (geoseg tune --calibrate makes one)"
+    if missing := sorted(set(scores) - set(curves)):
+        return None, f"the calibration of {name} knows no class '{missing[0]}', {ends}"
+    for kind, score in scores.items():
+        wanted = curves[kind].min_score
+        if wanted is not None and abs(wanted - score) >= _SAME_SCORE:
+            return None, (
+                f"objects were made at score {score:g}, but the calibration of {name} holds at "
+                f"{wanted:g}, {ends}"
+            )
+    usual = float(about.get("min_area_m2") or 0.0)
+    if abs(usual - min_area_m2) > _SAME_AREA_M2:
+        return None, (
+            f"objects under {min_area_m2:g} m2 were left out, but the calibration of {name} holds "
+            f"for {usual:g} m2, {ends}"
+        )
+    return found, ""
+
+
+def calibration_in(path: Path) -> tuple[Calibrations | None, str]:
+    """Return the calibration that a GeoPackage of geoseg carries with its objects.
+
+    Returns
+    -------
+    calibration, why
+        As `holding_calibration`; None and nothing where the file tells of no run.
+    """
+    documents = read_documents(path)
+    run, card = documents.get("run"), documents.get("model-card")
+    if not isinstance(run, dict) or not isinstance(card, dict):
+        return None, ""
+    scores, least = run.get("scores"), run.get("min_area_m2", 0.0)
+    if not isinstance(scores, dict) or not all(map(is_number, (*scores.values(), least))):
+        return None, ""
+    return holding_calibration(card, scores, float(least))
