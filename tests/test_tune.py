@@ -23,7 +23,8 @@ from geoseg.errors import ConfigError, LabelError, ModelError
 from geoseg.jobs.pipeline import run_detect
 from geoseg.jobs.plan import plan_run
 from geoseg.jobs.tune import _detector, tune
-from geoseg.jobs.validation import Bench, load_areas, part_of
+from geoseg.jobs.validation import Bench, load_areas
+from geoseg.learning.labels import part_of
 from geoseg.models.card import ModelCard, read_card
 from geoseg.models.registry import find_model
 from geoseg.objects.calibrate import fit_calibration
@@ -570,7 +571,7 @@ def test_errors_say_what_to_do(towns, model, tmp_path, capsys):
         (["mine.safetensors", *area], "model file mine.safetensors does not exist"),
         ([model], "Name labelled areas: with --sites FILE"),
         ([model, "--image", town.image], "There are 1 --image, 0 --labels and 0 --aoi"),
-        ([model, *only, tmp_path / "no.gpkg"], "AOI file .*no.gpkg does not exist"),
+        ([model, *only, tmp_path / "no.gpkg"], "no.gpkg does not exist; name a vector file"),
         ([model, *only, tmp_path / "far.gpkg"], "the AOI in far.gpkg lies outside town.tif"),
         ([model, "--image", tmp_path / "no.tif", *area[2:]], "image .*no.tif does not exist"),
         ([model, *area, "--class-field", "kind"], "the labels have no field 'kind'"),
@@ -595,7 +596,7 @@ def test_an_area_without_labels_is_refused(towns, tmp_path):
     labels.translate(0, 5000).to_file(tmp_path / "moved.gpkg")
     (given,) = tables(towns[:1])
     with pytest.raises(
-        LabelError, match=r"none of .* labels lies in its AOI; check the CRS of mov"
+        LabelError, match=r"none of .* labels lies on the image; they lie at .*; give the labels of"
     ):
         load_areas([given | {"labels": str(tmp_path / "moved.gpkg")}], tmp_path, ("building",))
     two = [given, given | {"class_field": "class"}]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import shapely
 
@@ -18,6 +17,7 @@ from geoseg.imagery.georef import working_grid
 from geoseg.imagery.inputs import find_images
 from geoseg.imagery.source import describe_raster
 from geoseg.jobs.pipeline import run_detect
+from geoseg.jobs.validation import Area, load_areas
 from geoseg.learning.labels import Site, check_site, class_names, load_sites
 from geoseg.learning.start import FROM_NOWHERE
 from geoseg.learning.team import ALONE, Team
@@ -181,7 +181,7 @@ class ValidationAreas:
     shown: Callable[[Mapping[str, Any]], None] = lambda _row: None
     """Takes each row of the log, as for a table."""
     device: str = "auto"
-    _areas: list[tuple[str, gpd.GeoDataFrame, Path]] = field(default_factory=list)
+    _areas: list[tuple[Area, Path]] = field(default_factory=list)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show a row, and draw the curves anew where something was judged."""
@@ -194,33 +194,23 @@ class ValidationAreas:
         if not self.job.validation:
             return None
         if not self._areas:
-            self._areas = list(self._read())
+            self._areas = self._read()
         return best_of(pool([self._evaluation(model, *area) for area in self._areas]))
 
-    def _read(self) -> list[tuple[str, gpd.GeoDataFrame, Path]]:
+    def _read(self) -> list[tuple[Area, Path]]:
         folder = self.run_dir / "validation"
         folder.mkdir(exist_ok=True)
-        found: list[tuple[str, gpd.GeoDataFrame, Path]] = []
-        settings = self.job.settings
-        for table in self.job.validation:
-            root = self.job.path.parent
-            for site in load_sites(root, table, settings.gsd_m, settings.classes):
-                aoi = folder / f"{len(found) + 1}.gpkg"
-                shapes = gpd.GeoSeries(site.to_map(np.array([site.aoi])), crs=site.crs_wkt)
-                shapes.to_file(aoi)
-                names = [settings.classes[i] for i in site.labels]
-                whole = site.polygons if site.whole is None else site.whole
-                truth = gpd.GeoDataFrame(
-                    {"class": names}, geometry=site.to_map(whole), crs=site.crs_wkt
-                )
-                found.append((site.image, truth, aoi))
+        areas = load_areas(self.job.validation, self.job.path.parent, self.job.settings.classes)
+        found = []
+        for number, area in enumerate(areas, 1):
+            path = folder / f"{number}.gpkg"
+            area.aoi.to_file(path)
+            found.append((area, path))
         return found
 
-    def _evaluation(
-        self, model: Path, image: str, truth: gpd.GeoDataFrame, aoi: Path
-    ) -> Evaluation:
+    def _evaluation(self, model: Path, area: Area, aoi: Path) -> Evaluation:
         settings = DetectSettings(
-            images=(image,),
+            images=(area.image,),
             output=None,
             model=str(model),
             aoi=aoi,
@@ -230,7 +220,7 @@ class ValidationAreas:
         )
         objects = run_detect(settings).objects
         by_class = len(self.job.settings.classes) > 1
-        return evaluate(objects, truth, aoi=gpd.read_file(aoi), by_class=by_class)
+        return evaluate(objects, area.truth, aoi=area.aoi, by_class=by_class)
 
 
 def best_of(evaluation: Evaluation) -> Validation:

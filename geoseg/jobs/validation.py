@@ -22,17 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
-from pyproj.exceptions import ProjError
-from shapely.errors import GEOSException
 
 from geoseg.config import DetectSettings, read_toml
 from geoseg.errors import LabelError, SourceError
-from geoseg.imagery.georef import polygons_to_crs, polygons_to_pixels, working_grid
-from geoseg.imagery.source import describe_raster
 from geoseg.jobs.pipeline import run_detect
-from geoseg.learning.labels import check_site
+from geoseg.learning.labels import check_site, load_sites
 from geoseg.objects.evaluate import Evaluation, evaluate
-from geoseg.outputs.tables import read_vector, write_table
+from geoseg.outputs.tables import write_table
 from geoseg.records import Instances
 
 if TYPE_CHECKING:
@@ -113,7 +109,7 @@ def load_areas(
             "some of the validation areas name a class_field and some do not; name it in all, or "
             "in none to tune one threshold for all classes"
         )
-    areas = [_load_area(table, folder, classes) for table in tables]
+    areas = [area for table in tables for area in _load_areas(table, folder, classes)]
     names = [area.name for area in areas]
     return [
         area
@@ -123,85 +119,27 @@ def load_areas(
     ]
 
 
-def _load_area(table: Mapping[str, Any], folder: Path, classes: Sequence[str]) -> Area:
-    """Read one labelled area."""
-    labels, aoi_path = folder / table["labels"], folder / table["aoi"]
-    image = folder / table["image"]
-    if not image.exists():
-        raise SourceError(f"image {image} does not exist; check the path")
-    truth = read_vector(labels, what="labels", where=table.get("where"))
-    given = read_vector(aoi_path, what="AOI", where=table.get("aoi_where"))
-    info = describe_raster(str(image))
-    grid = working_grid(info, None)
-    name = str(table.get("name", image.stem))
-    try:
-        to_px = polygons_to_pixels(
-            given.geometry.to_numpy(), given.crs.to_wkt(), info.crs_wkt, grid.transform
+def _load_areas(table: Mapping[str, Any], folder: Path, classes: Sequence[str]) -> Iterator[Area]:
+    """Read the labelled areas of one table, one per image."""
+    told_apart = table.get("class_field") is not None or table["labels"].endswith(".json")
+    named = classes if told_apart else ("any",)
+    for site in load_sites(folder, table, None, named, with_pixels=False):
+        whole = site.polygons if site.whole is None else site.whole
+        truth = gpd.GeoDataFrame(geometry=site.to_map(whole), crs=site.crs_wkt)
+        if told_apart:
+            truth["class"] = [named[i] for i in site.labels]
+        wide = shapely.buffer(site.aoi, _AROUND_PX)
+        aoi, around = (
+            gpd.GeoDataFrame(geometry=site.to_map(shapely.get_parts([shape])), crs=site.crs_wkt)
+            for shape in (site.aoi, wide)
         )
-        inside = shapely.intersection(
-            part_of(shapely.union_all(shapely.make_valid(to_px)), table.get("aoi_part")),
-            shapely.box(0, 0, grid.width, grid.height),
-        )
-        truth = truth.to_crs(info.crs_wkt)
-    except (GEOSException, ProjError) as error:
-        raise LabelError(
-            f"area {name}: {labels.name} or {aoi_path.name} cannot be brought onto the image "
-            f"({error}); check their outlines and CRS"
-        ) from error
-    if inside.area <= 0:
-        raise LabelError(
-            f"area {name}: the AOI in {aoi_path.name} lies outside {image.name}; check its CRS, "
-            "and aoi_part"
-        )
-    truth = _with_class(truth, table.get("class_field"), classes, name)
-    wide = shapely.buffer(inside, _AROUND_PX)
-    aoi, around = (
-        gpd.GeoDataFrame(
-            geometry=polygons_to_crs(shapely.get_parts([shape]), grid.transform), crs=info.crs_wkt
-        )
-        for shape in (inside, wide)
-    )
-    n_truth = evaluate(truth.iloc[:0], truth, aoi=aoi).n_truth
-    if n_truth == 0:
-        raise LabelError(
-            f"area {name}: none of {len(truth)} labels lies in its AOI; check the CRS of "
-            f"{labels.name} and {aoi_path.name}, and that the labels are polygons"
-        )
-    return Area(name, str(image), truth, aoi, around, n_truth)
-
-
-def part_of(area: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geometry:
-    """Cut an area in px (y downwards) to fractions x0, y0, x1, y1 of its bounds (y upwards)."""
-    if part is None:
-        return area
-    left, top, right, bottom = shapely.bounds(area)
-    x0, y0, x1, y1 = part
-    across, down = right - left, bottom - top
-    box = shapely.box(
-        left + x0 * across, bottom - y1 * down, left + x1 * across, bottom - y0 * down
-    )
-    return shapely.intersection(area, box)
-
-
-def _with_class(
-    truth: gpd.GeoDataFrame, class_field: str | None, classes: Sequence[str], name: str
-) -> gpd.GeoDataFrame:
-    """Return labels with the column ``class`` where they tell classes apart, else without."""
-    shapes = gpd.GeoDataFrame(geometry=truth.geometry.to_numpy(), crs=truth.crs)
-    if class_field is None:
-        return shapes
-    if class_field not in truth.columns:
-        raise LabelError(
-            f"area {name}: the labels have no field '{class_field}'; they have "
-            f"{', '.join(c for c in truth.columns if c != truth.geometry.name) or 'none'}"
-        )
-    values = truth[class_field].astype(str).to_numpy()
-    if unknown := sorted(set(values) - set(classes)):
-        raise LabelError(
-            f"area {name}: labels are called '{unknown[0]}', which is none of the model's classes "
-            f"({', '.join(classes)}); leave them out with where, or name another class_field"
-        )
-    return shapes.assign(**{"class": values})
+        n_truth = evaluate(truth.iloc[:0], truth, aoi=aoi).n_truth
+        if n_truth == 0:
+            raise LabelError(
+                f"area {site.name}: at least half of a label must lie in its AOI, and none of "
+                f"{len(truth)} does; widen the AOI, or aoi_part"
+            )
+        yield Area(site.name, site.image, truth, aoi, around, n_truth)
 
 
 class KeptDetections:

@@ -150,7 +150,7 @@ def _read_layer(path: Path, where: str | None, layer: str | None = None) -> Any:
     import geopandas
 
     if not path.is_file():
-        raise LabelError(f"{path} does not exist; name a vector file with label polygons")
+        raise LabelError(f"{path} does not exist; name a vector file with polygons")
     if reason := why_not_opened(path):
         raise LabelError(f"{path} {reason}")
     try:
@@ -220,7 +220,7 @@ def _is_share(value: object) -> bool:
     return type(value) in (int, float) and 0 <= float(value) <= 1  # type: ignore[arg-type]
 
 
-def _part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geometry:
+def part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geometry:
     """Cut an AOI in px (y downwards) to fractions x0, y0, x1, y1 of its bounds (y upwards)."""
     if part is None:
         return aoi
@@ -233,13 +233,18 @@ def _part_of(aoi: shapely.Geometry, part: Sequence[float] | None) -> shapely.Geo
 
 
 def load_sites(
-    folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]
+    folder: Path,
+    table: Mapping[str, Any],
+    gsd_m: float | None,
+    classes: Sequence[str],
+    *,
+    with_pixels: bool = True,
 ) -> tuple[Site, ...]:
     """Read what one table of a training file names: a site for each of its images.
 
     Parameters
     ----------
-    folder, table, gsd_m, classes
+    folder, table, gsd_m, classes, with_pixels
         As for `load_site`, but ``image`` may also be a folder, a glob or a list of images, whose
         weight is shared by labelled area; images without labels are left out, and said.
 
@@ -255,16 +260,18 @@ def load_sites(
     """
     image = table["image"]
     if "://" in image or image.startswith("/vsi") or (folder / image).is_file():
-        return (load_site(folder, table, gsd_m, classes),)
+        return (load_site(folder, table, gsd_m, classes, with_pixels=with_pixels),)
     images = find_images([str(folder / image)])
     if len(images) == 1:
-        return (load_site(folder, {**table, "image": images[0]}, gsd_m, classes),)
+        one = {**table, "image": images[0]}
+        return (load_site(folder, one, gsd_m, classes, with_pixels=with_pixels),)
     sites: list[Site] = []
     reasons: list[str] = []
     for path in images:
         name = f"{table['name']}/{Path(path).stem}" if "name" in table else Path(path).stem
         try:
-            sites.append(load_site(folder, {**table, "image": path, "name": name}, gsd_m, classes))
+            own = {**table, "image": path, "name": name}
+            sites.append(load_site(folder, own, gsd_m, classes, with_pixels=with_pixels))
         except _NoLabelsError as error:
             reasons.append(str(error))
     if not sites:
@@ -320,7 +327,14 @@ def read_outlines(folder: Path, table: Mapping[str, Any]) -> tuple[GeometryArray
     return polygons[shapely.area(polygons) > 0], [info.gsd_m for info in infos]
 
 
-def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Sequence[str]) -> Site:
+def load_site(
+    folder: Path,
+    table: Mapping[str, Any],
+    gsd_m: float | None,
+    classes: Sequence[str],
+    *,
+    with_pixels: bool = True,
+) -> Site:
     """Read one site of a training file into memory.
 
     Parameters
@@ -333,10 +347,12 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
         (OGR SQL filters), ``ignore_where`` (features of ``labels`` that are neither objects nor
         background, as doubtful ones; their ground is blanked), ``aoi_part`` (x0, y0, x1, y1 as
         fractions of the AOI's bounds, y upwards), ``class_field``, ``weight`` (default 1).
-    gsd_m : float
-        Working ground sampling distance, metres.
+    gsd_m : float or None
+        Working ground sampling distance, metres; None: the image's own.
     classes : sequence of str
         Class names in label order; features of other classes are errors.
+    with_pixels : bool
+        False leaves ``pixels`` and ``valid`` empty: labels and AOI are wanted alone.
 
     Raises
     ------
@@ -351,15 +367,15 @@ def load_site(folder: Path, table: Mapping[str, Any], gsd_m: float, classes: Seq
     try:
         area = _read_aoi(folder, table, info, grid, name, found.polygons)
         sheet = shapely.box(0, 0, grid.width, grid.height)
-        aoi = shapely.intersection(_part_of(area, table.get("aoi_part")), sheet)
-        return _site_of(
-            found, aoi, area, (info, grid), classes, (name, float(table.get("weight", 1.0)))
-        )
+        aoi = shapely.intersection(part_of(area, table.get("aoi_part")), sheet)
+        named = (name, float(table.get("weight", 1.0)))
+        site = _site_of(found, aoi, area, (info, grid), classes, named)
     except GEOSException as error:
         raise LabelError(
             f"site {name}: {table['labels']} or its AOI holds outlines that cannot be mended "
             f"({error}); find them with QGIS's Check Validity"
         ) from error
+    return _with_pixels(site, info, grid) if with_pixels else site
 
 
 def _image(folder: Path, image: str) -> str:
@@ -507,7 +523,7 @@ def _site_of(
     classes: Sequence[str],
     named: tuple[str, float],
 ) -> Site:
-    """Sort the labels, count them, and cut the pixels; `aoi` is the part of it that is used."""
+    """Sort the labels and count them; `aoi` is the part of it that is used. Without pixels yet."""
     info, grid = where
     name, weight = named
     invalid = ~shapely.is_valid(found.polygons)
@@ -551,45 +567,43 @@ def _site_of(
         classes={classes[i]: n for i, n in sorted(Counter(index.tolist()).items())},
         **found.counts,
     )
-    return _cut(info, grid, aoi, (inside[keep], polygons[keep], index), (name, weight, report))
+    # the corner that pixels are read from
+    x0, y0, _, _ = shapely.bounds(aoi)
+    corner = np.maximum(0, np.floor((x0, y0)) - BORDER_PX)
+    aoi, clipped, whole = (
+        shapely.transform(shapes, lambda xy: xy - corner)
+        for shapes in (aoi, inside[keep], polygons[keep])
+    )
+    return Site(
+        name=name,
+        pixels=np.zeros((3, 0, 0), np.uint8),
+        valid=np.zeros((0, 0), bool),
+        polygons=clipped,
+        labels=index,
+        aoi=aoi,
+        weight=weight,
+        report=report,
+        whole=whole,
+        transform=grid.transform * Affine.translation(*corner),
+        crs_wkt=info.crs_wkt,
+        image=info.path,
+    )
 
 
-def _cut(
-    info: RasterInfo,
-    grid: WorkingGrid,
-    aoi: shapely.Geometry,
-    objects: tuple[GeometryArray, GeometryArray, IntArray],
-    named: tuple[str, float, LabelReport],
-) -> Site:
-    """Read the pixels around the AOI and move everything to them."""
-    x0, y0, x1, y1 = shapely.bounds(aoi)
-    left, top = max(0, int(x0) - BORDER_PX), max(0, int(y0) - BORDER_PX)
-    width = min(grid.width, int(x1) + BORDER_PX) - left
-    height = min(grid.height, int(y1) + BORDER_PX) - top
+def _with_pixels(site: Site, info: RasterInfo, grid: WorkingGrid) -> Site:
+    """Read the pixels of a site's AOI and some border around."""
+    origin = ~grid.transform * (site.transform or grid.transform)
+    left, top = round(origin.c), round(origin.f)
+    _, _, x1, y1 = shapely.bounds(site.aoi)
+    width = min(grid.width - left, int(x1) + BORDER_PX)
+    height = min(grid.height - top, int(y1) + BORDER_PX)
     pixels, valid = read_window(
         info, grid, Window(left, top, width, height), select_bands(info, None, 3)
     )
     if pixels.dtype != np.uint8:
         raise LabelError(f"{info.path} is {pixels.dtype}; training reads uint8 imagery")
-    aoi, clipped, whole = (
-        shapely.transform(shapes, lambda xy: xy - [left, top]) for shapes in (aoi, *objects[:2])
-    )
-    inside = rasterize([aoi], out_shape=(height, width), dtype=np.uint8).astype(bool)
-    name, weight, report = named
-    return Site(
-        name=name,
-        pixels=pixels,
-        valid=valid & inside,
-        polygons=clipped,
-        labels=objects[2],
-        aoi=aoi,
-        weight=weight,
-        report=report,
-        whole=whole,
-        transform=grid.transform * Affine.translation(left, top),
-        crs_wkt=info.crs_wkt,
-        image=info.path,
-    )
+    inside = rasterize([site.aoi], out_shape=(height, width), dtype=np.uint8).astype(bool)
+    return replace(site, pixels=pixels, valid=valid & inside)
 
 
 def _class_index(
