@@ -245,7 +245,7 @@ def test_a_part_of_an_aoi_is_counted_from_the_lower_left(town):
         ({"labels": "none.gpkg"}, "none.gpkg does not exist; name a vector file"),
         ({"where": "class = 'boat'"}, "has no features where class = 'boat'"),
         ({"class_field": "class", "classes": ("tree",)}, r"classes \['building'\] that are not in"),
-        ({"aoi": "far.gpkg"}, "none of .* labels lies in its AOI"),
+        ({"aoi": "far.gpkg"}, "the AOI in far.gpkg lies outside town.tif; check its CRS"),
         ({"aoi": "nocrs.gpkg"}, "has no CRS; assign one"),
         ({"image": "none.tif"}, "no such file"),
     ],

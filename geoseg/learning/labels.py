@@ -368,6 +368,11 @@ def load_site(
         area = _read_aoi(folder, table, info, grid, name, found.polygons)
         sheet = shapely.box(0, 0, grid.width, grid.height)
         aoi = shapely.intersection(part_of(area, table.get("aoi_part")), sheet)
+        if not shapely.area(aoi) > 0:
+            raise _NoLabelsError(
+                f"site {name}: the AOI in {table.get('aoi', WHOLE_IMAGE)} lies outside "
+                f"{Path(info.path).name}; check its CRS, and aoi_part"
+            )
         named = (name, float(table.get("weight", 1.0)))
         site = _site_of(found, aoi, area, (info, grid), classes, named)
     except GEOSException as error:
