@@ -574,7 +574,7 @@ def test_errors_say_what_to_do(towns, model, tmp_path, capsys):
         ([model, *only, tmp_path / "no.gpkg"], "no.gpkg does not exist; name a vector file"),
         ([model, *only, tmp_path / "far.gpkg"], "the AOI in .*far.gpkg lies outside town.tif"),
         ([model, "--image", tmp_path / "no.tif", *area[2:]], "no.tif: no such file"),
-        ([model, *area, "--class-field", "kind"], "the labels have no field 'kind'"),
+        ([model, *area, "--class-field", "kind"], "has no field 'kind'"),
         ([model, "--sites", tmp_path / "none.toml"], "none.toml does not exist"),
         ([model, "--sites", tmp_path / "empty.toml"], r"has no \[\[validation\]\] table"),
         ([model, "--sites", tmp_path / "odd.toml"], "lacks labels"),
