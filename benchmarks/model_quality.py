@@ -1,6 +1,6 @@
 """Quality of a building model on areas it was not trained on: final polygons against truth.
 
-    python benchmarks/model_quality.py ../shared/data/buildings [--model NAME_OR_PATH]
+    python benchmarks/model_quality.py ../shared/data/buildings [--model NAME_OR_PATH] [--views 4]
 
 Areas: the data set's validation AOIs, and the southern quarter of banepa_core, which
 workflows/train_buildings.toml leaves out. A polygon takes part if at least half of it lies inside
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--overlap", type=int)
     parser.add_argument("--gsd", type=float)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--views", type=int)
     options = parser.parse_args()
     threshold = find_card(options.model).min_score
     buildings = gpd.read_file(options.data / "buildings.geojson")
@@ -78,6 +79,7 @@ def main() -> None:
                 overlap=options.overlap,
                 gsd=options.gsd,
                 workers=options.workers,
+                views=options.views,
             )
         truth = buildings[buildings["image"] == image]
         results[name] = evaluate(objects, truth, aoi=aoi, min_score=threshold)

@@ -19,6 +19,7 @@ from geoseg.errors import ConfigError
 DEFAULT_TILE_SIZE = 768
 """Tile side where neither user nor detector says one, px."""
 PRECISIONS = ("auto", "bfloat16", "float32", "exact")
+VIEWS = (1, 2, 4, 8)
 DEFAULT_OVERLAP = 192
 """Overlap where neither user nor detector says one, px."""
 SMALLEST_M, LARGEST_M = 0.05, 1000.0
@@ -126,6 +127,9 @@ class DetectSettings:
     """Open ``.vrt`` files that are plain mosaics of rasters beside or below them."""
     src_crs: str | None = None
     """CRS of images that have none."""
+    views: int | None = None
+    """Sides from which the network looks at each tile: 1, 2, 4 or 8 (`geoseg.models.views`); None:
+    as the model's card says."""
     precision: str = "auto"
     """'auto' (bfloat16 where it is fast and was measured), 'bfloat16', 'float32', or 'exact': as
     torchvision computes, to the last bits."""
@@ -159,17 +163,27 @@ class DetectSettings:
         parse_scale(self.scale)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"--device is '{self.device}'; expected auto, cpu or cuda")
+        self._check_network()
+        self._check_small()
+        self._check_driver()
+        self._check_counting()
+        self._check_outputs()
+        self._check_names()
+
+    def _check_network(self) -> None:
+        """Refuse what a network cannot be run as, and what a detector of the user's cannot."""
+        if self.views not in (None, *VIEWS):
+            raise ConfigError(
+                f"--views is {self.views}; expected one of {', '.join(map(str, VIEWS))}"
+            )
+        if self.views is not None and self.detector is not None:
+            raise ConfigError("--views goes with a model; a detector of your own is asked once")
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"--precision is '{self.precision}'; expected one of {', '.join(PRECISIONS)}"
             )
         if self.skip_empty and self.detector is not None:
             raise ConfigError("--skip-empty looks with geoseg's own models; leave it out")
-        self._check_small()
-        self._check_driver()
-        self._check_counting()
-        self._check_outputs()
-        self._check_names()
 
     def _check_small(self) -> None:
         """Refuse a size that no object has; yes and no in words of this setting."""

@@ -136,6 +136,13 @@ def _once(
 @click.option("--workers", "-j", type=int, help="Processes.  [default: one per physical core]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
+    "--views",
+    type=click.Choice(["1", "2", "4", "8"]),
+    callback=lambda _context, _option, value: None if value is None else int(value),
+    help="Look at each tile from so many sides and keep what they agree on: better, and as many "
+    "times as slow.  [default: the model card's, else 1]",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "bfloat16", "float32", "exact"]),
     default="auto",

@@ -61,6 +61,12 @@ _SHOWN = ("n_objects", "precision", "recall", "f1", "count_error")
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--views",
+    type=click.Choice(["1", "2", "4", "8"]),
+    help="Sides that each tile is looked at from, kept in the card for the runs to come.  "
+    "[default: the card's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, model: str, as_json: bool, **options: Any) -> None:
     """Choose a model's thresholds on labelled areas; calibrate its counts.
@@ -89,6 +95,7 @@ def command(*, model: str, as_json: bool, **options: Any) -> None:
         iou=options["iou"],
         calibrate=options["calibrate"],
         device=options["device"],
+        views=None if options["views"] is None else int(options["views"]),
         tell=lambda text: click.echo(text, err=True),
     )
     written = _draw(found, options)
@@ -183,7 +190,7 @@ def _command(model: str, options: dict[str, Any]) -> str:
     if options["sites"] is not None:
         words.append(f"--sites {options['sites'].name}")
     usual = {"goal": "f1", "lowest": 0.1, "iou": 0.5}
-    for name in ("class_field", "goal", "precision", "nms", "lowest", "iou"):
+    for name in ("class_field", "goal", "precision", "nms", "lowest", "iou", "views"):
         value = options[name]
         if value is not None and value != usual.get(name):
             words.append(f"--{name.replace('_', '-')} {value}")

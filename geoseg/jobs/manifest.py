@@ -88,7 +88,8 @@ def calibration_of(plan: RunPlan) -> tuple[Calibrations | None, str]:
         Empty, but for a calibration that does not hold.
     """
     about = plan.about_model
-    return holding_calibration(about, plan.scores, plan.settings.min_area or 0.0)
+    least, views = plan.settings.min_area or 0.0, plan.detector.views
+    return holding_calibration(about, plan.scores, least, views)
 
 
 def about_run(plan: RunPlan) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def about_run(plan: RunPlan) -> dict[str, Any]:
         **({"limits": dict(plan.detector.limits)} if plan.detector.limits else {}),
         "scores": plan.scores,
         "min_area_m2": plan.settings.min_area or 0.0,
+        "views": plan.detector.views,
         "images": [
             {
                 "name": Path(i.info.path).name,

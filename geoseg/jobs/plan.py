@@ -211,6 +211,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         ],
         *_unusual(settings),
         *([spec.limits] if spec.limits else ()),
+        *([f"{spec.views} views"] if spec.views > 1 else []),
         *([spec.class_scores] if spec.class_scores else []),
     )  # fmt: skip
     if settings.min_area is None:
@@ -345,6 +346,7 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
             "limits": {name: getattr(card, name) for name in LIMITS},
             "class_scores": dict(card.class_scores),
             "min_area_m2": card.min_area_m2,
+            "views": card.views,
             "fingerprint": [file_sha256(path), *_of_card(card)],
             "manifest": {
                 "name": card.name,
@@ -355,6 +357,7 @@ def _about_detector(settings: DetectSettings, detector: Detector | None) -> dict
                 "boxes_only": not card.has_masks,
                 "min_score": card.min_score,
                 **{k: v for k in _TUNED if (v := getattr(card, k))},
+                **({"views": card.views} if card.views > 1 else {}),
             },
         }
     return _about_own(settings, detector)
@@ -401,6 +404,7 @@ def _about_own(settings: DetectSettings, detector: Detector | None) -> dict[str,
         "min_score": getattr(made, "min_score", 0.0),
         "class_scores": {},
         "min_area_m2": 0.0,
+        "views": 1,
         "fingerprint": getattr(made, "fingerprint", None) or _fingerprint(made, name),
         "object_size_m": getattr(made, "object_size_m", None),
         # its limits are its own business
@@ -469,6 +473,7 @@ def _detector_spec(
         min_score=min(scores),
         threads=1,
         precision=settings.precision,
+        views=about["views"] if settings.views is None else settings.views,
         class_scores=tuple(scores) if len(set(scores)) > 1 else (),
     )
 

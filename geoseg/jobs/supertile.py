@@ -68,6 +68,8 @@ class DetectorSpec:
     """As in `geoseg.config.DetectSettings`."""
     limits: tuple[tuple[str, float], ...] = ()
     """Limits of the network instead of the card's, by their names there; for a model."""
+    views: int = 1
+    """As in `geoseg.config.DetectSettings`."""
     class_scores: tuple[float, ...] = ()
     """Score threshold of each class, none below ``min_score``; empty: that one for all."""
 
@@ -90,15 +92,18 @@ def _load(spec: DetectorSpec) -> Detector:
             return load_detector(spec.factory)
     from geoseg.jobs.probe import model_here
     from geoseg.models.registry import load_model
+    from geoseg.models.views import LOOK_AT, Views
 
-    return load_model(
+    several = spec.views > 1
+    made = load_model(
         model_here(str(spec.model)),
         device=spec.device,
-        min_score=spec.min_score,
+        min_score=min(LOOK_AT, spec.min_score) if several else spec.min_score,
         exact=spec.precision == "exact",
         precision="auto" if spec.precision == "exact" else spec.precision,
         limits=dict(spec.limits),
     )
+    return Views(made, spec.views, spec.min_score) if several else made
 
 
 def forget_detectors() -> None:

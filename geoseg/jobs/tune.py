@@ -19,6 +19,7 @@ from geoseg.models.card import ModelCard, load_card_and_weights, read_card
 from geoseg.models.inference import make_detector
 from geoseg.models.known import split_name
 from geoseg.models.registry import find_model, shipped_models
+from geoseg.models.views import LOOK_AT, Views
 from geoseg.objects.calibrate import FEWEST, reliability
 from geoseg.objects.evaluate import Evaluation, evaluate, pool
 from geoseg.objects.expected import Calibration
@@ -120,6 +121,7 @@ def tune(
     iou: float = 0.5,
     calibrate: bool = False,
     device: str = "auto",
+    views: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Tuning:
     """Choose the thresholds of a model on labelled areas, and measure what they give.
@@ -142,6 +144,9 @@ def tune(
         Fit a calibration at the choice, and prove it on areas left out.
     device : str
         'auto', 'cpu' or 'cuda'.
+    views : int
+        Sides that each tile is looked at from, as in the runs that the thresholds are for; None:
+        the card's.
     tell : callable, optional
         Told in words what is done.
 
@@ -158,6 +163,7 @@ def tune(
     goal, tell = goal or Goal(), tell or (lambda _: None)
     path = tunable(model)
     card = read_card(path)
+    views = card.views if views is None else views
     n_truth = sum(area.n_truth for area in areas)
     if calibrate and n_truth < FEWEST:
         raise ConfigError(
@@ -167,13 +173,13 @@ def tune(
     by_class = len(card.classes) > 1 and "class" in areas[0].truth.columns
     trials = []
     for value in dict.fromkeys(nms or (card.nms_iou,)):
-        detector = _detector(path, card, value, lowest, device)
+        detector = _detector(path, card, value, lowest, device, views)
         bench = Bench(areas, detector, iou=iou, by_class=by_class, tell=tell)
         tell(f"joining at {len(_thresholds(lowest))} thresholds (nms_iou {value:g})")
         trials.append((value, bench, _choose(bench, card, goal, lowest)))
     best = max(range(len(trials)), key=lambda i: _merit(trials[i][2], goal))
     value, bench, choice = trials[best]
-    tuned = _tuned_card(card, choice, value, bench)
+    tuned = _tuned_card(card, choice, value, bench, views)
     tell("running once more with the tuned card")
     found = Tuning(
         card=tuned,
@@ -235,12 +241,16 @@ def _thresholds(lowest: float) -> list[float]:
 
 
 def _detector(
-    path: Path, card: ModelCard, nms_iou: float, lowest: float, device: str
+    path: Path, card: ModelCard, nms_iou: float, lowest: float, device: str, views: int
 ) -> KeptDetections:
     """Load the model at the lowest threshold."""
     _, weights = load_card_and_weights(path)
     plain = replace(card, nms_iou=nms_iou)
-    return KeptDetections(make_detector(plain, weights, path, device=device, min_score=lowest))
+    if views == 1:
+        return KeptDetections(make_detector(plain, weights, path, device=device, min_score=lowest))
+    least = min(lowest, LOOK_AT)
+    each = make_detector(plain, weights, path, device=device, min_score=least)
+    return KeptDetections(Views(each, views, lowest))
 
 
 def _choose(bench: Bench, card: ModelCard, goal: Goal, lowest: float) -> _Choice:
@@ -323,7 +333,9 @@ def _merit(choice: _Choice, goal: Goal) -> tuple[float, float]:
     return float(first), float(figures["f1"])
 
 
-def _tuned_card(card: ModelCard, choice: _Choice, nms_iou: float, bench: Bench) -> ModelCard:
+def _tuned_card(
+    card: ModelCard, choice: _Choice, nms_iou: float, bench: Bench, views: int
+) -> ModelCard:
     """Return the card with what was chosen; a calibration for other thresholds goes."""
     values = set(choice.scores.values())
     several = bench.by_class and len(values) > 1
@@ -332,6 +344,7 @@ def _tuned_card(card: ModelCard, choice: _Choice, nms_iou: float, bench: Bench) 
         "class_scores": choice.scores if several else {},
         "min_area_m2": choice.min_area_m2,
         "nms_iou": nms_iou,
+        "views": views,
     }
     if any(getattr(card, name) != value for name, value in changes.items()):
         quality = {k: v for k, v in card.quality.items() if k != "calibration"}

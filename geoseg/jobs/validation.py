@@ -33,6 +33,7 @@ from geoseg.records import Instances
 
 if TYPE_CHECKING:
     from geoseg.models.inference import MaskRCNNDetector
+    from geoseg.models.views import Views
 
 _SUPERTILE_PX = 1024
 """Small, because an area is: a supertile is read as a whole. It never changes what is found."""
@@ -150,11 +151,11 @@ class KeptDetections:
 
     Parameters
     ----------
-    model : MaskRCNNDetector
+    model : MaskRCNNDetector or Views
         At the lowest threshold that will be asked for.
     """
 
-    def __init__(self, model: MaskRCNNDetector) -> None:
+    def __init__(self, model: MaskRCNNDetector | Views) -> None:
         self._model = model
         self._kept: dict[bytes, Instances] = {}
         self.score = model.min_score

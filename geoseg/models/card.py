@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geoseg.config import is_number, wrong_type
+from geoseg.config import VIEWS, is_number, wrong_type
 from geoseg.errors import ModelError
 from geoseg.models.detector import check_classes
 
@@ -101,6 +101,8 @@ class ModelCard:
     """Recommended score threshold of each class; `min_score` for those that are not named."""
     min_area_m2: float = 0.0
     """Recommended smallest object, m2."""
+    views: int = 1
+    """Sides to look at each tile from (1, 2, 4 or 8): thresholds and calibration are for them."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """How often the model is right and misses at these thresholds, as
     `geoseg.objects.expected.Calibration` takes it, or one such table for each class; empty: not
@@ -136,6 +138,10 @@ class ModelCard:
 
     def _check_thresholds(self) -> None:
         """Refuse thresholds of classes that there are not, and those out of range."""
+        if self.views not in VIEWS:
+            raise ModelError(
+                f"model card {self.name}: views is {self.views!r}; expected 1, 2, 4, 8"
+            )
         for name, score in self.class_scores.items():
             if name not in self.classes:
                 raise ModelError(

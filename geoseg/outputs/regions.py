@@ -162,7 +162,7 @@ def calibration_from(values: object, where: str) -> Calibrations | None:
 
 
 def holding_calibration(
-    about: Mapping[str, Any], scores: Mapping[str, float], min_area_m2: float
+    about: Mapping[str, Any], scores: Mapping[str, float], min_area_m2: float, views: int = 1
 ) -> tuple[Calibrations | None, str]:
     """Return the calibration of a card, if it holds for how objects were made; else say why not.
 
@@ -174,6 +174,8 @@ def holding_calibration(
         The score threshold at which objects of each class were made.
     min_area_m2 : float
         The smallest object that was kept.
+    views : int
+        Sides that tiles were looked at from.
 
     Returns
     -------
@@ -197,6 +199,11 @@ def holding_calibration(
                 f"objects were made at score {score:g}, but the calibration of {name} holds at "
                 f"{wanted:g}, {ends}"
             )
+    if views != about.get("views", 1):
+        return None, (
+            f"tiles were looked at from {views} side(s), but the calibration of {name} holds for "
+            f"{about.get('views', 1)}, {ends}"
+        )
     usual = float(about.get("min_area_m2") or 0.0)
     if abs(usual - min_area_m2) > _SAME_AREA_M2:
         return None, (
@@ -221,4 +228,5 @@ def calibration_in(path: Path) -> tuple[Calibrations | None, str]:
     scores, least = run.get("scores"), run.get("min_area_m2", 0.0)
     if not isinstance(scores, dict) or not all(map(is_number, (*scores.values(), least))):
         return None, ""
-    return holding_calibration(card, scores, float(least))
+    views = run.get("views", 1)
+    return holding_calibration(card, scores, float(least), int(views) if is_number(views) else 1)
