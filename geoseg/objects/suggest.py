@@ -33,11 +33,12 @@ from geoseg.records import (
     Tile,
 )
 
-TRUST_PX = 32.0
-"""Nearer to its edge a tile misses things for want of surroundings: no labels cure that."""
+TRUST_PX, TRUST_SHARE = 32.0, 0.125
+"""Nearer to its edge than this, or than this share of its side, a tile misses things for want of
+surroundings: no labels cure that."""
 
 LEAST_USABLE = 0.5
-"""A square with less ground that can be labelled is none."""
+"""A square of which less, as far as it lies on the image, can be labelled is none."""
 
 CROWDING = 1.5
 """Squares within this many sides of a chosen one lose value: the nearer, the more."""
@@ -87,7 +88,7 @@ def decision_risk(
 
 
 def tile_disagreement(
-    fragments: Fragments, tiles: Sequence[Tile], *, trust_px: float = TRUST_PX
+    fragments: Fragments, tiles: Sequence[Tile], *, trust_px: float | None = None
 ) -> DoubleArray:
     """Return each fragment's share of what tiles disagree about, in objects.
 
@@ -100,8 +101,9 @@ def tile_disagreement(
     fragments, tiles
         As for `geoseg.objects.stitch.stitch_counted`: all tiles that were looked at, also those
         that show nothing.
-    trust_px : float
-        Tiles to whose edge the object lies nearer than this are not asked.
+    trust_px : float, optional
+        Tiles to whose edge the object lies nearer than this are not asked; by default `TRUST_PX`
+        or `TRUST_SHARE` of the smallest tile.
 
     Returns
     -------
@@ -109,6 +111,9 @@ def tile_disagreement(
         (n,) from 0; 0 for fragments that no other tile saw whole.
     """
     trials = tile_trials(fragments, tiles)
+    if trust_px is None:
+        side = min((min(t.window.width, t.window.height) for t in tiles), default=0)
+        trust_px = min(TRUST_PX, TRUST_SHARE * side)
     asked = trials.distance >= trust_px
     rows, partners, iou = trials.rows[asked], trials.partners[asked], trials.iou[asked]
     scores = fragments.scores.astype(np.float64)
@@ -213,7 +218,8 @@ class Survey:
         edge = np.array([self.width, self.height], np.float64)
         bounds[:, 2:] = np.minimum(bounds[:, 2:], edge)
         columns = {name: two.get(name, np.zeros(shape)).reshape(-1) for name in _SUMS}
-        usable = columns["valid"] / (2.0 * self.half_px) ** 2
+        # at the image's edge a square is cut, but never below half a side
+        usable = columns["valid"] / (bounds[:, 2:] - bounds[:, :2]).prod(axis=1)
         polygons = shapely.box(*bounds.T)
         if free is not None:
             shapely.prepare(free)

@@ -285,7 +285,7 @@ def _classes_of(
     path: Path, objects: gpd.GeoDataFrame, kept: gpd.GeoDataFrame
 ) -> npt.NDArray[np.object_]:
     """Return the class of each outline; that of a drawn one may be left out where there is one."""
-    classes = _texts(kept, "class").to_numpy(object)
+    classes = np.array(_texts(kept, "class").tolist(), object)
     known = sorted(set(_texts(objects, "class")) - {""})
     empty = classes == ""
     if empty.any():
