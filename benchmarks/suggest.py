@@ -26,7 +26,7 @@ import numpy as np
 import shapely
 
 import geoseg
-from geoseg.jobs.suggest import SuggestSettings, Suggestion, suggest
+from geoseg.jobs.suggest import Suggestion, SuggestSettings, suggest
 from geoseg.learning.train import train
 from geoseg.models.registry import find_card
 from geoseg.objects.evaluate import curve_of, evaluate
@@ -34,6 +34,7 @@ from geoseg.objects.evaluate import curve_of, evaluate
 THRESHOLDS = tuple(np.round(np.arange(0.2, 0.96, 0.05), 2).tolist())
 QUARTER = 0.25
 IMAGE = "banepa.tif"
+SETTINGS = ("n", "steps", "batch", "seeds")
 
 
 def areas(data: Path) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
@@ -187,33 +188,57 @@ def suggested(data: Path, base: str, pool: gpd.GeoDataFrame, n: int, folder: Pat
     )
 
 
+class Ledger:
+    """Rows that are kept after each, so that a run that is stopped goes on."""
+
+    def __init__(self, path: Path | None, settings: dict[str, str]) -> None:
+        self.path, self.settings = path, settings
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+    def keep(self, name: str, **row: Any) -> None:
+        """Print a row and write all."""
+        self.rows[name] = row
+        print(f"{name:18} {json.dumps(row)}", flush=True)
+        if self.path is not None:
+            text = json.dumps({"settings": self.settings, "rows": self.rows}, indent=1)
+            self.path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--base", required=True, help="model that never saw Banepa")
-    parser.add_argument("--n", type=int, default=8, help="squares")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=2, help="random sets")
-    parser.add_argument("--match-objects", action="store_true")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is trained")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments()
     options.work.mkdir(parents=True, exist_ok=True)
     pool, south = areas(options.data)
     truth = gpd.read_file(options.data / "buildings.geojson", where=f"image = '{IMAGE}'")
-    rows: dict[str, dict[str, Any]] = {}
-    if options.json is not None and options.json.exists():
-        rows = json.loads(options.json.read_text(encoding="utf-8"))["rows"]
+    settings = {k: str(v) for k, v in vars(options).items() if k in SETTINGS}
+    ledger = Ledger(options.json, settings)
+    sets = squares_of(options, pool, truth)
+    for name, (squares, _) in sets.items():
+        print(f"{name}: {len(squares)} squares, {contained(truth, squares)} objects", flush=True)
+    if "base" not in ledger.rows:
+        ledger.keep("base", squares=0, objects=0, **judge(options.base, options.data, south, truth))
+    for name, (squares, seed) in sets.items():
+        if name in ledger.rows:
+            continue
+        begun = time.perf_counter()
+        folder = options.work / name.replace(" ", "_")
+        model = fine_tune(folder, options.data, options.base, squares, options, seed)
+        figures = judge(str(model), options.data, south, truth)
+        ledger.keep(
+            name,
+            squares=len(squares),
+            objects=contained(truth, squares),
+            area_share=round(float(squares.area.sum() / pool.to_crs(squares.crs).area.sum()), 4),
+            minutes=round((time.perf_counter() - begun) / 60, 1),
+            **figures,
+        )
 
-    def keep(name: str, **row: Any) -> None:
-        rows[name] = row
-        print(f"{name:18} {json.dumps(row)}", flush=True)
-        if options.json is not None:
-            settings = {k: str(v) for k, v in vars(options).items() if k not in ("work", "data")}
-            text = json.dumps({"settings": settings, "rows": rows}, indent=1)
-            options.json.write_text(text, encoding="utf-8")
 
+def squares_of(
+    options: argparse.Namespace, pool: gpd.GeoDataFrame, truth: gpd.GeoDataFrame
+) -> dict[str, tuple[gpd.GeoDataFrame, int]]:
+    """Return the sets of squares, each with the seed of its training."""
     if (options.work / "tasks.gpkg").exists():
         tasks = gpd.read_file(options.work / "tasks.gpkg", layer="tasks")
     else:
@@ -226,25 +251,22 @@ def main() -> None:
         for seed in range(1, options.seeds + 1):
             found = matched(pool, tasks, truth, n_objects, 100 + seed)
             sets[f"matched {seed}"] = (found, seed)
-    for name, (squares, _) in sets.items():
-        print(f"{name}: {len(squares)} squares, {contained(truth, squares)} objects", flush=True)
-    if "base" not in rows:
-        keep("base", squares=0, objects=0, **judge(options.base, options.data, south, truth))
-    for name, (squares, seed) in sets.items():
-        if name in rows:
-            continue
-        begun = time.perf_counter()
-        folder = options.work / name.replace(" ", "_")
-        model = fine_tune(folder, options.data, options.base, squares, options, seed)
-        figures = judge(str(model), options.data, south, truth)
-        keep(
-            name,
-            squares=len(squares),
-            objects=contained(truth, squares),
-            area_share=round(float(squares.area.sum() / pool.to_crs(squares.crs).area.sum()), 4),
-            minutes=round((time.perf_counter() - begun) / 60, 1),
-            **figures,
-        )
+    return sets
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--base", required=True, help="model that never saw Banepa")
+    parser.add_argument("--n", type=int, default=8, help="squares")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=2, help="random sets")
+    parser.add_argument("--match-objects", action="store_true")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is trained")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from unsure import SIDE, STEP, Unsure, paint
 
 from geoseg.cli.main import main
 from geoseg.errors import ConfigError, GeosegError, LabelError, SourceError
-from geoseg.jobs.suggest import SuggestSettings, Suggestion, suggest
+from geoseg.jobs.suggest import Suggestion, SuggestSettings, suggest
 from geoseg.learning.labels import Augmentation, ChipSampler, load_site
 from geoseg.objects.suggest import (
     Candidates,
@@ -253,7 +253,7 @@ def test_a_block_that_cannot_be_looked_at_is_left_out_and_said(tmp_path, make_ra
     pixels = paint(unsure=(20,))
     pixels[2, 600, 600] = 7
     image = make_raster("town.tif", pixels)
-    with pytest.raises(SourceError, match="nothing could be looked at: town.tif"):
+    with pytest.raises(SourceError, match=r"nothing could be looked at: town\.tif"):
         run(image, tmp_path / "t.gpkg")
     # beside one that can: exit code 3
     sound = make_raster("sound.tif", paint(), transform=rasterio.Affine(
