@@ -32,6 +32,7 @@ from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.plan import ImagePlan, RunPlan, plan_run
 from geoseg.jobs.supertile import Seen, SupertileTask, look, tiles_wanted
 from geoseg.models.detector import Detector
+from geoseg.models.registry import find_card
 from geoseg.objects.regions import polygonal
 from geoseg.objects.shape import simplify
 from geoseg.objects.stitch import stitch
@@ -230,8 +231,11 @@ def _plan(settings: SuggestSettings, detector: Detector | None) -> RunPlan:
 
 def _side_px(settings: SuggestSettings, plan: RunPlan) -> int:
     """Return the side of a square in px of the working grid."""
-    gsd = plan.images[0].grid.gsd_m
-    return CHIP_PX if settings.tile_m is None else round(settings.tile_m / gsd)
+    if settings.tile_m is not None:
+        return round(settings.tile_m / plan.images[0].grid.gsd_m)
+    own = plan.detector.model is None
+    chip = None if own else find_card(settings.model).training.get("chip_px")
+    return int(chip) if isinstance(chip, int) and chip > 0 else CHIP_PX
 
 
 def _look_at_all(

@@ -188,7 +188,7 @@ class Survey:
         r0, c0 = np.unique(row, return_index=True)[1], np.unique(col, return_index=True)[1]
         place = np.ix_(row[r0], col[c0])
 
-        def add(name: str, values: npt.NDArray[np.number]) -> None:
+        def add(name: str, values: npt.ArrayLike) -> None:
             lines = np.add.reduceat(np.asarray(values, np.float64), r0, axis=0)
             self._into(name)[place] += np.add.reduceat(lines, c0, axis=1)
 
@@ -198,7 +198,7 @@ class Survey:
         bands = [np.where(valid, pixels[i], 0).astype(np.float64) for i in picks]
         for name, band in zip(FEATURES[3:6], bands, strict=True):
             add(name, band)
-        grey = sum(bands) / 3
+        grey = np.mean(bands, axis=0)
         add("grey", grey)
         add("grey2", grey * grey)
 
