@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
+from painted import PaintedDetector, detect, square_tiles
 from rasterio.windows import Window
 from test_geopackage import SYSTEM_PYTHON, VALIDATOR, system_has
 from unsure import SIDE, STEP, Unsure, paint
@@ -24,6 +25,8 @@ from geoseg.cli.main import main
 from geoseg.errors import ConfigError, GeosegError, LabelError, SourceError
 from geoseg.jobs.suggest import Suggestion, SuggestSettings, suggest
 from geoseg.learning.labels import Augmentation, ChipSampler, load_site
+from geoseg.objects.seams import bin_distances
+from geoseg.objects.stitch import stitch_counted, tile_trials
 from geoseg.objects.suggest import (
     Candidates,
     Survey,
@@ -105,6 +108,23 @@ def test_tiles_are_not_asked_about_what_lies_at_their_edge():
     near = found_in(tiles, (0, shapely.box(105, 40, 120, 60), 0.8))
     np.testing.assert_allclose(tile_disagreement(near, tiles), [0])
     np.testing.assert_allclose(tile_disagreement(near, tiles, trust_px=4), [0.4])
+
+
+def test_trials_one_by_one_are_those_of_the_seam_report(scene):
+    tiles = square_tiles(*scene.shape, 128, 64)
+    found = detect(scene, tiles, PaintedDetector(28, disturb=True))
+    _, counts = stitch_counted(found, tiles)
+    trials = tile_trials(found, tiles)
+    assert sum(counts.trials) > 100
+    assert bin_distances(trials.distance) == counts.trials
+    hit = trials.iou >= 0.5
+    assert bin_distances(trials.distance[hit]) == counts.hits
+    # partners are of another tile, of the same class, and where the fragment is
+    rows, partners = trials.rows[hit], trials.partners[hit]
+    assert (found.tiles[rows] != found.tiles[partners]).all()
+    assert (found.labels[rows] == found.labels[partners]).all()
+    assert shapely.intersects(found.polygons[rows], found.polygons[partners]).all()
+    assert ((trials.partners == -1) == (trials.iou == 0)).all()
 
 
 def test_risk_is_highest_at_the_threshold_whatever_that_is():
