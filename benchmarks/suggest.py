@@ -118,7 +118,7 @@ chip_px = 384
 seed = {seed}
 lr = 3e-4
 lr_backbone = 8e-5
-warmup = 20
+warmup = {min(20, options.steps // 4)}
 ema = 0.98
 checkpoint_every = 1000
 

@@ -144,7 +144,7 @@ def read_labelled(path: Path) -> gpd.GeoDataFrame:
     """
     table = read_vector(path, what="tasks")
     if {"rank", "status"} <= set(table.columns):
-        table = table[table["status"].isin(["done", "skip"])]
+        table = table[_texts(table, "status").isin(["done", "skip"])]
     return table
 
 
@@ -182,7 +182,7 @@ def collect_tasks(path: Path, output: Path, *, overwrite: bool = False) -> Colle
     if path.absolute() in (output, area_path):
         raise ConfigError(f"the labels would replace {path.name}; give them another name")
     tasks, objects = _read_tasks(path)
-    done = tasks[tasks["status"] == "done"]
+    done = tasks[_texts(tasks, "status") == "done"]
     if not len(done):
         raise LabelError(
             f"{path}: none of {len(tasks)} tasks has the status 'done'; set it for each square "
