@@ -286,6 +286,33 @@ def test_a_block_that_cannot_be_looked_at_is_left_out_and_said(tmp_path, make_ra
     assert {task["image"] for task in told["tasks"]} == {"sound.tif"}
 
 
+def test_where_nothing_is_found_squares_are_spread_by_the_ground_alone(tmp_path, make_raster):
+    pixels = np.full((3, 640, 640), 40, np.uint8)
+    pixels[:, 320:, 320:] = 90
+    image = make_raster("bare.tif", pixels)
+    found = run(image, tmp_path / "t.gpkg", n=2, coco=tmp_path / "t.json")
+    assert len(found.objects) == 0
+    assert (found.tasks["value"] == 0).all()
+    # one of each kind of ground
+    bright = square(320, 320, 320, 320)
+    assert sorted(task.intersects(bright) for task in found.tasks.geometry) == [False, True]
+    # what is drawn in the empty layer comes back
+    tasks, objects = (gpd.read_file(tmp_path / "t.gpkg", layer=n) for n in ("tasks", "objects"))
+    assert len(objects) == 0
+    assert {"verdict", "class", "task", "score"} < set(objects.columns)
+    tasks["status"] = "done"
+    x, y = tasks.geometry.iloc[0].centroid.coords[0]
+    # a thing of 0.09 m2
+    drawn = gpd.GeoDataFrame(
+        {"verdict": [None], "class": ["roof"]},
+        geometry=[shapely.box(x, y, x + 0.3, y + 0.3)],
+        crs=tasks.crs,
+    )
+    tasks.to_file(tmp_path / "e.gpkg", layer="tasks")
+    drawn.to_file(tmp_path / "e.gpkg", layer="objects", mode="a")
+    assert collect_tasks(tmp_path / "e.gpkg", tmp_path / "l.gpkg").n_labels == 1
+
+
 # --- for QGIS --------------------------------------------------------------------------------
 
 

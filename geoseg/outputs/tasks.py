@@ -42,8 +42,9 @@ _OBJECT_HEADINGS = {
     "area_m2": "Area (m²)",
     "image": "Image",
 }
-_TOUCH = 0.5
-"""An outline that reaches into a finished square by less than this, m2, is none of its labels."""
+_TOUCH_M2, _TOUCH_SHARE = 0.5, 0.05
+"""An outline that reaches into a finished square by less than this and than this share of itself is
+none of its labels."""
 
 
 def write_tasks(
@@ -265,7 +266,9 @@ def _labels_of(path: Path, objects: gpd.GeoDataFrame, done: gpd.GeoDataFrame) ->
     squares = done.to_crs(local).geometry.to_numpy()
     placed = gpd.GeoSeries(polygons, crs=done.crs).to_crs(local).to_numpy()
     a, b = shapely.STRtree(squares).query(placed, predicate="intersects")
-    enough = shapely.area(shapely.intersection(placed[a], squares[b])) >= _TOUCH
+    shared = shapely.area(shapely.intersection(placed[a], squares[b]))
+    enough = shared >= np.minimum(_TOUCH_M2, _TOUCH_SHARE * shapely.area(placed[a]))
+    enough &= shared > 0
     image = done["image"].astype(str).to_numpy()
     pairs = pd.DataFrame({"row": a[enough], "image": image[b[enough]]}).drop_duplicates()
     pairs = pairs.sort_values(["image", "row"], kind="stable")
