@@ -6,7 +6,8 @@ The base model must never have seen Banepa. Pool: the upper three quarters of ba
 labels are the truth, as of an annotator without fault. N squares are suggested by the base model
 (`geoseg suggest`), N are drawn at random for each seed, and, with --match-objects, random ones
 are drawn until they hold as many objects as the suggested ones. Each set fine-tunes the base model
-for the same steps; judged are the final polygons on the southern quarter.
+for the same steps; judged are the final polygons on the southern quarter. The suggested squares are
+trained on with every seed, too: what differs between those is chance alone.
 
 The table goes to stdout, and everything to --json after each row: a run that is stopped keeps what
 it had. Rows that the file has are not run again.
@@ -244,7 +245,8 @@ def squares_of(
     else:
         tasks = suggested(options.data, options.base, pool, options.n, options.work).tasks
     n_objects = contained(truth, tasks)
-    sets = {"suggested": (tasks, 1)}
+    # the squares are the same, the chips that are cut from them differ
+    sets = {f"suggested {seed}": (tasks, seed) for seed in range(1, options.seeds + 1)}
     for seed in range(1, options.seeds + 1):
         sets[f"random {seed}"] = (random_squares(pool, tasks, options.n, seed), seed)
     if options.match_objects:
@@ -262,7 +264,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=8, help="squares")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=2, help="random sets")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind")
     parser.add_argument("--match-objects", action="store_true")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--json", type=Path)
