@@ -24,6 +24,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 
 import geoseg
@@ -34,6 +35,8 @@ from geoseg.objects.evaluate import curve_of, evaluate
 
 THRESHOLDS = tuple(np.round(np.arange(0.2, 0.96, 0.05), 2).tolist())
 QUARTER = 0.25
+LEAST = 5
+"""Error rates of squares with fewer buildings are chance."""
 IMAGE = "banepa.tif"
 SETTINGS = ("n", "steps", "batch", "seeds")
 
@@ -213,6 +216,9 @@ def main() -> None:
     pool, south = areas(options.data)
     truth = gpd.read_file(options.data / "buildings.geojson", where=f"image = '{IMAGE}'")
     settings = {k: str(v) for k, v in vars(options).items() if k in SETTINGS}
+    if options.signals:
+        print(signals(options, pool, truth).round(2).to_string())
+        return
     ledger = Ledger(options.json, settings)
     sets = squares_of(options, pool, truth)
     for name, (squares, _) in sets.items():
@@ -234,6 +240,39 @@ def main() -> None:
             minutes=round((time.perf_counter() - begun) / 60, 1),
             **figures,
         )
+
+
+def signals(
+    options: argparse.Namespace, pool: gpd.GeoDataFrame, truth: gpd.GeoDataFrame
+) -> pd.DataFrame:
+    """Return rank correlations of the signals with the base model's errors, square by square."""
+    found = suggested(options.data, options.base, pool, 10_000, options.work)
+    tasks = found.tasks
+    objects = found.objects[found.objects["score"] >= find_card(options.base).min_score]
+    rows = []
+    for i in range(len(tasks)):
+        e = evaluate(objects, truth, aoi=tasks.iloc[[i]])
+        true = round(e.recall * e.n_truth)
+        rows.append((e.n_truth, e.n_objects + e.n_truth - 2 * true, 1 - e.f1))
+    told = pd.DataFrame(rows, columns=["n_truth", "errors", "error_rate"])
+    first = tasks["rank"].to_numpy() <= options.n
+    errors = told["errors"].to_numpy()
+    print(f"{len(tasks)} squares; errors in each of the first {options.n}: "
+          f"{errors[first].mean():.1f}, in each other: {errors[~first].mean():.1f}")  # fmt: skip
+    plain = tasks[["value", "uncertainty", "disagreement", "n_objects"]].reset_index(drop=True)
+    some = plain["n_objects"].clip(lower=1)
+    plain["uncertainty per object"] = plain["uncertainty"] / some
+    plain["disagreement per object"] = plain["disagreement"] / some
+    enough = told["n_truth"] >= LEAST
+    return pd.DataFrame(
+        {
+            "errors": plain.corrwith(told["errors"], method="spearman"),
+            "error_rate": plain.corrwith(told["error_rate"], method="spearman"),
+            f"error_rate, {LEAST}+ buildings": plain[enough].corrwith(
+                told["error_rate"][enough], method="spearman"
+            ),
+        }
+    )
 
 
 def squares_of(
@@ -266,6 +305,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind")
     parser.add_argument("--match-objects", action="store_true")
+    parser.add_argument(
+        "--signals", action="store_true", help="only say what the signals tell of the base's errors"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
