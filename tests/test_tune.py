@@ -323,7 +323,7 @@ def tables(towns):
 
 def test_what_is_kept_gives_the_objects_of_a_run(towns, model):
     (area,) = load_areas(tables(towns[:1]), towns[0].image.parent, ("building",))
-    bench = Bench([area], _detector(model, read_card(model), 0.6, 0.1, "cpu"))
+    bench = Bench([area], _detector(model, read_card(model), 0.6, 0.1, "cpu", 1))
     bench.objects(0.1)
     before = len(bench.detector._kept)
     (kept,) = bench.objects(0.55)

@@ -30,6 +30,7 @@ VERBS = {
     "models": "List the models that have a name, or show a model's card.",
     "convert": "Make a model (safetensors and card) of a checkpoint, such as Detectron2's.",
     "train": "Train a model from a training file (TOML), or from one image and its labels.",
+    "suggest": "Say which ground to label next, as tasks for QGIS; take the labels back.",
     "demo": "Render a town, run the main job on it, compare with the truth.",
     "doctor": "Check this installation: versions, torch and torchvision, GPU, GDAL, memory.",
     "completion": "Print what makes a shell complete verbs and options.",

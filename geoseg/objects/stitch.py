@@ -251,6 +251,79 @@ def _solve(
     return candidates.objects.take(_in_order(candidates, keep))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Trials:
+    """What fragments deep in their windows show to other tiles, one row per fragment and tile."""
+
+    rows: IntArray
+    """(n,) fragment, as a row of the caller's record."""
+    distance: DoubleArray
+    """(n,) from the fragment to the other tile's nearest side that a tile continues, px; inf:
+    there is none."""
+    partners: IntArray
+    """(n,) what the other tile shows there of the same class, as a row; -1: nothing."""
+    iou: DoubleArray
+    """(n,) with the partner, in the area that both windows cover; 0 without one."""
+
+
+def tile_trials(
+    fragments: Fragments, tiles: Sequence[Tile], *, iou_threshold: float = 0.5
+) -> Trials:
+    """Ask of each fragment which other tiles saw the same ground whole, and what they show there.
+
+    The trials that `stitch_counted` counts, one by one: where tiles disagree one of them is wrong,
+    and no truth is needed to know that.
+
+    Parameters
+    ----------
+    fragments, tiles
+        As for `stitch_counted`.
+    iou_threshold : float
+        From which two fragments of one tile are one: the better scored stays.
+
+    Returns
+    -------
+    Trials
+        Of all fragments that are no duplicates and away from the cut sides of their window, for
+        every other tile whose window holds them whole. The partner is the one with the highest
+        IoU, however low.
+
+    Raises
+    ------
+    ConfigError, TileError
+        As `stitch`.
+    """
+    _check_thresholds(iou_threshold, iou_threshold)
+    scene = _lay_out(fragments, tiles)
+    links, alive = _agreeing(scene, iou_threshold, class_agnostic=False)
+    shower, looker, distance, look = _shown(scene, alive, tiles)
+    partners, iou = _best_shown(scene, links, look, shower, looker)
+    known = partners >= 0
+    partners[known] = scene.order[partners[known]]
+    return Trials(scene.order[shower], distance, partners, iou)
+
+
+def _best_shown(
+    scene: _Scene, links: _Links, look: IntArray, shower: IntArray, looker: IntArray
+) -> tuple[IntArray, DoubleArray]:
+    """Return for each trial the fragment of the looker with the highest IoU, or -1, and its IoU."""
+    n_looks = int(look.max(initial=0)) + 1
+    source = np.concatenate([links.a, links.b])
+    partner = np.concatenate([links.b, links.a])
+    iou = np.tile(links.iou, 2)
+    shown = source * n_looks + look[scene.fragments.tiles[partner]]
+    order = np.lexsort([partner, -iou, shown])
+    first = np.diff(shown[order], prepend=-1) != 0
+    shown, partner, iou = (column[order][first] for column in (shown, partner, iou))
+    trial = shower * n_looks + looker
+    place = np.searchsorted(shown, trial)
+    place[place == len(shown)] = 0
+    if not len(shown):
+        return np.full(len(trial), -1), np.zeros(len(trial))
+    found = shown[place] == trial
+    return np.where(found, partner[place], -1), np.where(found, iou[place], 0.0)
+
+
 def _agreement(
     scene: _Scene, links: _Links, alive: BoolArray, tiles: Sequence[Tile], iou_threshold: float
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -258,10 +331,32 @@ def _agreement(
 
     Both by distance to the other tile's nearest side that a tile continues.
     """
+    shower, looker, distance, look = _shown(scene, alive, tiles)
+    labels = scene.fragments.labels
+    same = links.take((links.iou >= iou_threshold) & (labels[links.a] == labels[links.b]))
+    _, iou = _best_shown(scene, same, look, shower, looker)
+    return bin_distances(distance), bin_distances(distance[iou > 0])
+
+
+def _shown(
+    scene: _Scene, alive: BoolArray, tiles: Sequence[Tile]
+) -> tuple[IntArray, IntArray, DoubleArray, IntArray]:
+    """Pair fragments deep in their windows with the other tiles that saw them whole.
+
+    Returns
+    -------
+    shower : ndarray
+        (n,) row of the fragment in the scene.
+    looker : ndarray
+        (n,) the other tile, as a number that ``look`` gives.
+    distance : ndarray
+        (n,) to the looker's nearest side that a tile continues.
+    look : ndarray
+        (len(tiles),) number of each tile; one that several parts bring along has one.
+    """
     windows = _window_bounds([t.window for t in tiles])
     cores = _window_bounds([t.core for t in tiles])
     looks, look = np.unique(np.concatenate([windows, cores], axis=1), axis=0, return_inverse=True)
-    # ^ a tile that several parts bring along is one
     window, core, look = looks[:, :4], looks[:, 4:], look.reshape(-1)
     rows = np.flatnonzero(alive & ~scene.near_cut)
     shower, looker = _shown_to(scene.bounds[rows], look[scene.fragments.tiles[rows]], window)
@@ -269,13 +364,7 @@ def _agreement(
     bounds, other = scene.bounds[shower], window[looker]
     gaps = np.concatenate([bounds[:, :2] - other[:, :2], other[:, 2:] - bounds[:, 2:]], axis=1)
     distance = np.where((core == window)[looker], np.inf, gaps).min(axis=1, initial=np.inf)
-    labels = scene.fragments.labels
-    same = links.take((links.iou >= iou_threshold) & (labels[links.a] == labels[links.b]))
-    source = np.concatenate([same.a, same.b])
-    partner = np.concatenate([same.b, same.a])
-    shown = source * len(looks) + look[scene.fragments.tiles[partner]]
-    hit = np.isin(shower * len(looks) + looker, shown)
-    return bin_distances(distance), bin_distances(distance[hit])
+    return shower, looker, distance, look
 
 
 def _shown_to(bounds: DoubleArray, own: IntArray, window: DoubleArray) -> tuple[IntArray, IntArray]:

@@ -77,6 +77,15 @@ _FILES = (
     Field("objects", "Objects", "How many objects the file holds."),
     Field("bytes", "Size", "Size of the file.", "B"),
 )
+_TASKS = (
+    Field("rank", "Rank", "1 is the square to label first."),
+    Field("status", "Status", "todo; done: every object in the square is outlined; skip: never."),
+    Field("value", "Value", "How much there is to learn here; 1 is the average square's."),
+    Field("uncertainty", "Uncertainty", "Expected number of wrong decisions, by the scores."),
+    Field("disagreement", "Disagreement", "Objects about which overlapping tiles disagree."),
+    Field("n_objects", "Objects", "Objects found at the model's threshold."),
+    Field("image", "Image", "File name of the image."),
+)
 _CHANGES = (
     Field("change", "Change", "kept, grown, shrunk, appeared, gone, split or merged."),
     Field("class", "Class", "Name of the class."),
@@ -88,6 +97,7 @@ LAYERS: dict[str, tuple[Field, ...]] = {
     "coverage": _COVERAGE,
     "files": _FILES,
     "changes": _CHANGES,
+    "tasks": _TASKS,
 }
 """Fields by layer, in their order."""
 DESCRIPTIONS: dict[str, str] = {
@@ -96,6 +106,7 @@ DESCRIPTIONS: dict[str, str] = {
     "coverage": "one polygon per supertile: what was worked through",
     "files": "one polygon per file: where the objects are",
     "changes": "what changed between the dates",
+    "tasks": "squares to label next",
 }
 """What each layer is, for its entry in the table of contents."""
 

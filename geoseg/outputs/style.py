@@ -57,6 +57,18 @@ VERDICT_COLOURS: dict[str, Colour] = {
     "FP": (225, 50, 45),
     "FN": (40, 110, 240),
 }
+TASK_COLOURS: dict[str, Colour] = {
+    "todo": (255, 200, 0),
+    "done": (40, 160, 80),
+    "skip": (130, 130, 130),
+}
+JUDGED_COLOURS: dict[str, Colour] = {
+    "accept": (40, 190, 80),
+    "edit": (40, 110, 240),
+    "reject": (225, 50, 45),
+}
+_QGIS_NULL = "{2839923C-8B7D-419E-B84B-CA2FE9B80EC7}"
+"""What stands for NULL in QGIS's lists to choose from."""
 SCORE_STEPS: tuple[tuple[float, float, Colour], ...] = (
     (0.0, 0.5, (200, 30, 140)),
     (0.5, 0.7, (235, 75, 80)),
@@ -127,12 +139,17 @@ class Style:
     """Fields whose values are written on the map, one a line."""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Headings by field."""
+    choices: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
+    """By field that the user fills in: label to value (None: NULL) of the list to choose from."""
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By field: the text that a polygon drawn in QGIS gets."""
 
     def to_qml(self) -> str:
         """Return the style for QGIS."""
         label = _expression(self.label)
         body = _qml_renderer(self) + ("" if label is None else _labels(label))
-        return _document(body + _aliases(self.aliases), label)
+        forms = _forms(self.choices, self.defaults)
+        return _document(body + _aliases(self.aliases) + forms, label, with_forms=bool(forms))
 
     def to_sld(self, name: str) -> str:
         """Return the style as SLD 1.1 (GeoServer, MapServer, and QGIS too).
@@ -220,6 +237,48 @@ def style_changes(field: str = "change") -> Style:
 def style_verdicts(field: str = "verdict") -> Style:
     """Return the style of what was right, false and missed: one colour each."""
     return _by_value(field, VERDICT_COLOURS, _FILL_ALPHA)
+
+
+def style_tasks() -> Style:
+    """Return the style of squares to label: an outline by status, which the user sets."""
+    steps = [
+        Step(name, Symbol(None, colour, 0.9, casing=(255, 255, 255)), value=name)
+        for name, colour in TASK_COLOURS.items()
+    ]
+    other = Step("other", Symbol(None, _OTHER, 0.9, casing=(255, 255, 255)))
+    return Style(
+        (*steps, other),
+        "status",
+        label=("rank",),
+        choices={"status": {name: name for name in TASK_COLOURS}},
+        defaults={"status": "done"},
+    )
+
+
+def style_judged(classes: Iterable[str]) -> Style:
+    """Return the style of outlines to correct: by verdict, which the user sets.
+
+    Parameters
+    ----------
+    classes : iterable of str
+        What the field ``class`` may be; a drawn polygon gets the first.
+    """
+    names = list(classes)
+    steps = [
+        Step(name, Symbol((*colour, _FILL_ALPHA), colour), value=name)
+        for name, colour in JUDGED_COLOURS.items()
+    ]
+    fresh = Step("as found", Symbol((*PALETTE[0], _FILL_ALPHA), PALETTE[0]))
+    verdicts: dict[str, str | None] = {"(as found)": None}
+    return Style(
+        (*steps, fresh),
+        "verdict",
+        choices={
+            "verdict": verdicts | {name: name for name in JUDGED_COLOURS},
+            "class": {name: name for name in names},
+        },
+        defaults={"verdict": "accept"} | ({"class": names[0]} if names else {}),
+    )
 
 
 def style_files() -> Style:
@@ -400,11 +459,39 @@ def _aliases(aliases: Mapping[str, str]) -> str:
     return f"<aliases>{rows}</aliases>"
 
 
-def _document(body: str, label: str | None) -> str:
-    """Wrap renderer, labelling and aliases into a QML document."""
+def _forms(choices: Mapping[str, Mapping[str, str | None]], defaults: Mapping[str, str]) -> str:
+    """Return the lists to choose from and the values of new polygons, for QGIS."""
+    lists = "".join(
+        f'<field name={_quoted(name)}><editWidget type="ValueMap"><config><Option type="Map">'
+        '<Option type="List" name="map">'
+        + "".join(
+            f'<Option type="Map"><Option type="QString" name={_quoted(label)} '
+            f"value={_quoted(_QGIS_NULL if value is None else value)}/></Option>"
+            for label, value in labels.items()
+        )
+        + "</Option></Option></config></editWidget></field>"
+        for name, labels in choices.items()
+    )
+    texts = "".join(
+        f'<default field={_quoted(name)} applyOnUpdate="0" expression={_quoted(_literal(text))}/>'
+        for name, text in defaults.items()
+    )
+    return (f"<fieldConfiguration>{lists}</fieldConfiguration>" if lists else "") + (
+        f"<defaults>{texts}</defaults>" if texts else ""
+    )
+
+
+def _literal(text: str) -> str:
+    """Return a text as QGIS's expressions write it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _document(body: str, label: str | None, *, with_forms: bool = False) -> str:
+    """Wrap renderer, labelling, aliases and forms into a QML document."""
     enabled = int(label is not None)
+    forms = "|Forms" if with_forms else ""
     return (
-        f'{_HEADER}<qgis version="3.22.0" styleCategories="Symbology|Labeling|Fields" '
+        f'{_HEADER}<qgis version="3.22.0" styleCategories="Symbology|Labeling|Fields{forms}" '
         f'labelsEnabled="{enabled}">{body}<blendMode>0</blendMode>'
         "<layerOpacity>1</layerOpacity></qgis>"
     )
