@@ -437,16 +437,19 @@ def test_writing_into_the_card_of_the_model_itself(towns, model, tmp_path, capsy
     sites = tmp_path / "sites.toml"
     sites.write_text(f'[[validation]]\n{site}\nname = "west"\naoi_part = [0.0, 0.0, 0.6, 1.0]\n')
     args = ["tune", path, "--sites", sites, "--lowest", "0.6", "--goal", "count", "--write"]
-    assert main(list(map(str, args))) == 0
+    assert main(list(map(str, [*args, "--views", "2"]))) == 0
     out, _ = capsys.readouterr()
     assert "chosen: unbiased count" in out
     assert "west" in out
     new = json.loads(path.with_suffix(".json").read_text())
     changed = {k for k in new if new[k] != values.get(k)}
-    assert {"quality", "min_score"} <= changed
+    assert {"quality", "min_score", "views"} <= changed
     assert changed <= {
-        "quality", "min_score", "min_area_m2", "class_scores", "calibration", "nms_iou",
+        "quality", "min_score", "min_area_m2", "class_scores", "calibration", "nms_iou", "views",
     }  # fmt: skip
+    # the runs to come look from as many sides as the thresholds were chosen for
+    assert new["views"] == 2
+    assert "--views 2" in new["quality"]["tuned"]["command"]
     # the calibration of the old threshold is gone, all else is there
     assert set(new["quality"]) == {"other", "tuned"}
     assert sorted(p.name for p in tmp_path.iterdir()) == [
