@@ -555,9 +555,8 @@ def write_tuned(path: Path, tuning: Tuning, command: str, *, source: Path) -> Pa
     """
     values = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))
     card = asdict(tuning.card)
-    for name in (
-        *("min_score", "class_scores", "min_area_m2", "nms_iou", "views", "calibration"),
-    ):
+    tuned = ("min_score", "class_scores", "min_area_m2", "nms_iou", "views", "calibration")
+    for name in tuned:
         values[name] = card[name]
     values["quality"] = {**tuning.card.quality, "tuned": quality_of(tuning, command)}
     # as a run will read it
