@@ -29,6 +29,7 @@ from geoseg.jobs.training import read_log
 from geoseg.learning.chips import Augmentation, ChipSampler
 from geoseg.learning.labels import Site, check_site, class_names, load_site, load_sites
 from geoseg.learning.start import find_start, initial_model
+from geoseg.learning.team import count_devices
 from geoseg.learning.train import read_training_file, train, with_small_objects
 from geoseg.models.card import ModelCard, save_model
 from geoseg.models.maskrcnn import Architecture, build_maskrcnn
@@ -738,6 +739,13 @@ def until(condition, process: subprocess.Popen, seconds: float = 300) -> None:
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_as_many_gpus_as_share_a_batch_evenly(monkeypatch):
+    for there, batch, used in ((0, 4, 1), (1, 4, 1), (3, 4, 2), (4, 4, 4), (8, 6, 6)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        assert count_devices("cuda", batch) == used
+    assert count_devices("cpu", 4) == 1
 
 
 def test_two_processes_hold_the_same_weights(town, tmp_path, capsys):

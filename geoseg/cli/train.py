@@ -71,7 +71,7 @@ _HEAD_EVERY = 20
 @click.option(
     "--devices",
     type=click.IntRange(min=1),
-    help="Processes that train together [default: one per GPU, 1 on a CPU].",
+    help="Processes that train together [default: one per GPU, as many as share a batch evenly].",
 )
 @click.option("--check", is_flag=True, help="Only read the labels and say what is wrong with them.")
 def command(
@@ -102,7 +102,7 @@ def command(
         _tell(check_labels(path))
         return
     kind = choose_device(device).type
-    count = devices or count_devices(kind)
+    count = devices or count_devices(kind, job.settings.batch)
     check_devices(job.settings, count)
     if count == 1:
         model = run_training(path, run_dir, kind, max_steps=stop_after, shown=Table())

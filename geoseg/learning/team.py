@@ -69,9 +69,10 @@ class Team:
 ALONE = Team()
 
 
-def count_devices(kind: str) -> int:
-    """Return how many devices of a kind there are to train on."""
-    return torch.cuda.device_count() if kind == "cuda" else 1
+def count_devices(kind: str, batch: int) -> int:
+    """Return on how many devices of a kind to train: as many as can share a batch evenly."""
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    return max(n for n in range(1, max(there, 1) + 1) if batch % n == 0)
 
 
 def train_together(size: int, kind: str, work: Callable[[Team], None]) -> None:
