@@ -25,7 +25,7 @@ from scipy.ndimage import binary_erosion
 
 from geoseg.cli.main import main
 from geoseg.errors import ConfigError, GeosegError, LabelError, ModelError
-from geoseg.jobs.training import read_log
+from geoseg.jobs.training import QuickJob, read_log, write_quick_file
 from geoseg.learning.chips import Augmentation, ChipSampler
 from geoseg.learning.labels import Site, check_site, class_names, load_site, load_sites
 from geoseg.learning.start import find_start, initial_model
@@ -678,6 +678,32 @@ def test_one_command_trains_judges_and_can_be_gone_on_with(village, tmp_path, ca
     code, _, err = call(capsys, *given, "--gsd", "0.2")
     assert code == 2
     assert "says something else than this command" in err
+
+
+def test_of_several_images_the_last_are_kept_to_judge_by(tmp_path):
+    image, _ = grid_site(tmp_path)
+    (tmp_path / "sheets").mkdir()
+    with rasterio.open(image) as src:
+        for number, col in enumerate((0, 50, 100)):
+            window = rasterio.windows.Window(col, 0, 50, 200)
+            profile = src.profile | {"width": 50, "transform": src.window_transform(window)}
+            with rasterio.open(tmp_path / "sheets" / f"{number}.tif", "w", **profile) as dst:
+                dst.write(src.read(window=window))
+    many = [
+        shapely.box(500_000 + x, 5_500_000 - y - 4, 500_000 + x + 4, 5_500_000 - y)
+        for x in (2, 10, 30, 40, 55, 65)
+        for y in (10, 30, 50, 70, 90)
+    ]
+    gpd.GeoSeries(many, crs=32633).to_file(tmp_path / "a.gpkg")
+    quick = QuickJob(str(tmp_path / "sheets"), str(tmp_path / "a.gpkg"), "image", steps=1)
+    file = read_training_file(write_quick_file(quick, tmp_path / "run"))
+    names = [[Path(s["image"]).stem for s in tables] for tables in (file.sites, file.validation)]
+    assert names == [["0", "1"], ["2"]]
+    # too few to spare any
+    gpd.GeoSeries(many[:12], crs=32633).to_file(tmp_path / "few.gpkg")
+    quick = QuickJob(str(tmp_path / "sheets"), str(tmp_path / "few.gpkg"), "image", steps=1)
+    file = read_training_file(write_quick_file(quick, tmp_path / "few"))
+    assert file.validation == ()
 
 
 def test_check_tells_of_labels_and_trains_nothing(town, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from geoseg.learning.train import (
 from geoseg.models.registry import find_card
 from geoseg.objects.evaluate import Evaluation, curve_of, evaluate, pool
 from geoseg.outputs.curves import write_training_curves
+
+log = logging.getLogger(__name__)
 
 _LOW_SCORE = 0.1
 """Objects below it cannot matter to the best threshold of a model that has learnt anything."""
@@ -67,9 +70,10 @@ class QuickJob:
 def write_quick_file(job: QuickJob, run_dir: Path) -> Path:
     """Write the training file that a `QuickJob` stands for into the run directory.
 
-    The image's or the starting model's GSD is taken, classes are those of the labels, and the
-    part of the labelled area at one end of its longer side that holds the wanted share of the
-    labels is kept for validation. The file is there to be read and changed.
+    The image's or the starting model's GSD is taken, classes are those of the labels. Of one image
+    the part of the labelled area at one end of its longer side that holds the wanted share of the
+    labels is kept for validation, of several the last ones. The file is there to be read and
+    changed.
 
     Returns
     -------
@@ -81,18 +85,28 @@ def write_quick_file(job: QuickJob, run_dir: Path) -> Path:
     ConfigError, LabelError
         If something cannot be used, or the run directory holds another training.
     """
-    image = find_images([job.image])[0] if "://" not in job.image else job.image
-    table = {"name": job.name, "image": str(image), "labels": str(Path(job.labels).resolve())}
+    images = [job.image] if "://" in job.image else find_images([job.image])
+    table = {"name": job.name, "image": images[0], "labels": str(Path(job.labels).resolve())}
     if job.aoi is not None:
         plain = job.aoi in ("image", "labels")
         table["aoi"] = job.aoi if plain else str(Path(job.aoi).resolve())
     if job.class_field is not None:
         table["class_field"] = job.class_field
     check_site(table, "the command")
-    gsd = _gsd(job, image)
-    classes = _classes(table, job)
-    share = _split(load_sites(Path(), table, gsd, classes), job.validation)
-    text = _toml(job, table, gsd, classes, share)
+    gsd = _gsd(job, images[0])
+    classes = class_names(Path(), table) or (job.class_name,)
+    whole = table if len(images) == 1 else {**table, "image": job.image}
+    sites = load_sites(Path(), whole, gsd, classes, with_pixels=False)
+    kept = _kept(sites, job.validation)
+    if not kept["validation"]:
+        n = sum(len(site.polygons) for site in sites)
+        log.warning(
+            "no labels are kept to judge by (%d are too few, or stand too close): the last weights "
+            "are taken, not the best; add [[validation]] to %s",
+            n,
+            run_dir / "train.toml",
+        )
+    text = _toml(job, table, gsd, classes, kept)
     path = run_dir / "train.toml"
     run_dir.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
@@ -112,25 +126,44 @@ def _gsd(job: QuickJob, image: str) -> float:
     return round(own if learnt is None or own > _COARSER * learnt else learnt, 4)
 
 
-def _classes(table: Mapping[str, Any], job: QuickJob) -> tuple[str, ...]:
-    """Return the classes that the labels name, sorted."""
-    return class_names(Path(), table) or (job.class_name,)
+_Kept = dict[str, list[dict[str, Any]]]
+"""'sites' and 'validation' to what is special in each of their tables."""
 
 
-def _split(sites: Sequence[Site], share: float) -> dict[str, list[float]]:
-    """Return the parts of the AOI to train and to validate on, as fractions of its bounds."""
-    centres = [shapely.centroid(s.polygons) for s in sites]
-    if len(sites) != 1 or share <= 0 or len(centres[0]) < _FEWEST_TO_SPLIT:
-        return {}
-    x0, y0, x1, y1 = shapely.bounds(sites[0].aoi)
+def _kept(sites: Sequence[Site], share: float) -> _Kept:
+    """Divide what is labelled into what is learnt from and what is judged."""
+    if len(sites) == 1:
+        return _parts(sites[0], share)
+    own = [{"image": s.image, "name": s.name} for s in sites]
+    counts = np.array([len(s.polygons) for s in sites])
+    # the last images, as few as hold the share
+    after = np.cumsum(counts[::-1])
+    n = int(np.searchsorted(after, share * counts.sum())) + 1 if share > 0 else 0
+    if n >= len(sites) or counts.sum() < _FEWEST_TO_SPLIT:
+        n = 0
+    return {"sites": own[: len(own) - n], "validation": own[len(own) - n :]}
+
+
+def _parts(site: Site, share: float) -> _Kept:
+    """Divide one image's labelled area by a line across its longer side."""
+    centres = shapely.centroid(site.polygons)
+    x0, y0, x1, y1 = shapely.bounds(site.aoi)
     across = x1 - x0 >= y1 - y0
-    along = shapely.get_x(centres[0]) if across else shapely.get_y(centres[0])
+    along = shapely.get_x(centres) if across else shapely.get_y(centres)
     low, length = (x0, x1 - x0) if across else (y0, y1 - y0)
     cut = float(np.round((np.quantile(along, 1 - share) - low) / length, 3))
-    if across:
-        return {"sites": [0.0, 0.0, cut, 1.0], "validation": [cut, 0.0, 1.0, 1.0]}
+    if share <= 0 or len(centres) < _FEWEST_TO_SPLIT or not 0.02 < cut < 0.98:
+        return {"sites": [{}], "validation": []}
     # rows count downwards, fractions upwards
-    return {"sites": [0.0, 1 - cut, 1.0, 1.0], "validation": [0.0, 0.0, 1.0, 1 - cut]}
+    parts = (
+        ([0.0, 0.0, cut, 1.0], [cut, 0.0, 1.0, 1.0])
+        if across
+        else ([0.0, 1 - cut, 1.0, 1.0], [0.0, 0.0, 1.0, 1 - cut])
+    )
+    return {
+        "sites": [{"aoi_part": [round(v, 3) for v in parts[0]]}],
+        "validation": [{"aoi_part": [round(v, 3) for v in parts[1]]}],
+    }
 
 
 def _toml(
@@ -138,7 +171,7 @@ def _toml(
     table: Mapping[str, Any],
     gsd: float,
     classes: Sequence[str],
-    share: Mapping[str, list[float]],
+    kept: _Kept,
 ) -> str:
     gentle = job.start not in FROM_NOWHERE
     small = job.small_objects is not None
@@ -159,11 +192,9 @@ def _toml(
         before = find_card(job.start)
         card |= {"licence": before.licence, "credits": list(before.credits)}
     lines = ["[train]", *_rows(train_table), "", "[card]", *_rows(card)]
-    for kind in ("sites", "validation"):
-        if kind == "validation" and not share:
-            continue
-        part = {"aoi_part": share[kind]} if share else {}
-        lines += ["", f"[[{kind}]]", *_rows({**table, **part})]
+    for kind, own in kept.items():
+        for special in own:
+            lines += ["", f"[[{kind}]]", *_rows({**table, **special})]
     return "\n".join(lines) + "\n"
 
 
