@@ -45,6 +45,23 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
         "What looks at tiles. See [detectors.md](detectors.md) and [models.md](models.md).",
         ["geoseg.Detector", "geoseg.Instances", "geoseg.load_model"],
     ),
+    "Learning": (
+        "From labels to a model with thresholds. See [training.md](training.md), "
+        "[tune.md](tune.md) and [labelling.md](labelling.md).",
+        [
+            "geoseg.jobs.training.run_training",
+            "geoseg.jobs.training.write_quick_file",
+            "geoseg.jobs.training.QuickJob",
+            "geoseg.learning.train.train",
+            "geoseg.learning.train.TrainSettings",
+            "geoseg.learning.chips.Augmentation",
+            "geoseg.learning.labels.load_site",
+            "geoseg.learning.labels.LabelReport",
+            "geoseg.jobs.validation.load_areas",
+            "geoseg.jobs.tune.tune",
+            "geoseg.jobs.suggest.suggest",
+        ],
+    ),
     "The stitcher": (
         "From detections in tiles to objects; needs no torch. See [stitching.md](stitching.md).",
         [
