@@ -46,8 +46,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
         ["geoseg.Detector", "geoseg.Instances", "geoseg.load_model"],
     ),
     "Learning": (
-        "From labels to a model with thresholds. See [training.md](training.md), "
-        "[tune.md](tune.md) and [labelling.md](labelling.md).",
+        "To a model with thresholds: [training.md](training.md), [tune.md](tune.md).",
         [
             "geoseg.jobs.training.run_training",
             "geoseg.jobs.training.write_quick_file",
