@@ -198,22 +198,7 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
 
         choose_device("cuda")
     spec = replace(_detector_spec(settings, detector, about), limits=_limits(images, about))
-    key = digest(
-        geoseg.__version__,
-        about["fingerprint"],
-        spec.min_score,
-        settings.class_agnostic,
-        [
-            (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
-             None if i.aoi is None else _sha256(i.aoi.wkb),
-             *(() if i.scaling is None else (i.scaling.to_dict(),)))
-            for i in images
-        ],
-        *_unusual(settings),
-        *([spec.limits] if spec.limits else ()),
-        *([f"{spec.views} views"] if spec.views > 1 else []),
-        *([spec.class_scores] if spec.class_scores else []),
-    )  # fmt: skip
+    key = _key(settings, spec, images, about["fingerprint"])
     if settings.min_area is None:
         settings = replace(settings, min_area=about["min_area_m2"])
     return RunPlan(
@@ -228,6 +213,28 @@ def plan_run(settings: DetectSettings, detector: Detector | None = None) -> RunP
         notes,
         expected,
     )
+
+
+def _key(
+    settings: DetectSettings, spec: DetectorSpec, images: Sequence[ImagePlan], fingerprint: Any
+) -> str:
+    """Return what tells parts of one run from those of another; see `geoseg.jobs.ledger`."""
+    return digest(
+        geoseg.__version__,
+        fingerprint,
+        spec.min_score,
+        settings.class_agnostic,
+        [
+            (i.info.fingerprint, asdict(i.tiles), tuple(i.grid.transform)[:6], i.bands,
+             None if i.aoi is None else _sha256(i.aoi.wkb),
+             *(() if i.scaling is None else (i.scaling.to_dict(),)))
+            for i in images
+        ],
+        *_unusual(settings),
+        *([spec.limits] if spec.limits else ()),
+        *([f"{spec.views} views"] if spec.views > 1 else []),
+        *([spec.class_scores] if spec.class_scores else []),
+    )  # fmt: skip
 
 
 def _tile_sizes(

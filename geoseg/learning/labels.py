@@ -535,26 +535,19 @@ def _site_of(
     polygons = np.where(invalid, shapely.make_valid(found.polygons), found.polygons)
     is_empty = shapely.is_empty(polygons) | shapely.is_missing(polygons)
     areal = shapely.area(polygons) > 0
-    values = found.classes
-    unclassed = np.array([v is None for v in values] if values is not None else [], bool)
-    if values is None:
-        unclassed = np.zeros(len(polygons), bool)
-    unclassed &= ~found.left_out
+    values = found.classes if found.classes is not None else [""] * len(polygons)
+    unclassed = np.array([v is None for v in values], bool) & ~found.left_out
     out = found.left_out | unclassed
     if (areal & out).any():
         aoi = shapely.difference(aoi, shapely.union_all(polygons[areal & out]))
     inside = shapely.intersection(polygons, aoi)
     keep = areal & ~out & (shapely.area(inside) > 0)
-    sheet = shapely.box(0, 0, grid.width, grid.height)
-    off = areal & ~out & ~shapely.intersects(polygons, sheet)
-    beside = areal & ~out & ~keep & ~off
-    elsewhere = beside & (shapely.area(shapely.intersection(polygons, whole_aoi)) > 0)
     if not keep.any():
         raise _NoLabelsError(
             f"site {name}: none of {len(polygons)} labels lies in its AOI; check the CRS of both, "
             "and that the AOI is where the labels are"
         )
-    index = _class_index(values, keep, classes, name)
+    index = _class_index(found.classes, keep, classes, name)
     sides = shapely.bounds(inside[keep])
     report = LabelReport(
         site=name,
@@ -564,13 +557,11 @@ def _site_of(
         repaired=int((invalid & areal).sum()),
         empty=int(is_empty.sum()),
         not_areas=int((~areal & ~is_empty).sum()),
-        outside_image=int(off.sum()),
-        outside_aoi=int((beside & ~elsewhere).sum()),
-        outside_part=int(elsewhere.sum()),
         unclassed=int(unclassed.sum()),
         thin=int(((sides[:, 2:] - sides[:, :2]).min(axis=1) < MIN_SIDE_PX).sum()),
         classes={classes[i]: n for i, n in sorted(Counter(index.tolist()).items())},
         **found.counts,
+        **_outside(polygons[areal & ~out & ~keep], grid, whole_aoi),
     )
     # the corner that pixels are read from
     x0, y0, _, _ = shapely.bounds(aoi)
@@ -593,6 +584,17 @@ def _site_of(
         crs_wkt=info.crs_wkt,
         image=info.path,
     )
+
+
+def _outside(polygons: GeometryArray, grid: WorkingGrid, aoi: shapely.Geometry) -> dict[str, int]:
+    """Count labels that are not used by where they lie; `aoi` is all of it, not a part."""
+    off = ~shapely.intersects(polygons, shapely.box(0, 0, grid.width, grid.height))
+    elsewhere = ~off & (shapely.area(shapely.intersection(polygons, aoi)) > 0)
+    return {
+        "outside_image": int(off.sum()),
+        "outside_aoi": int((~off & ~elsewhere).sum()),
+        "outside_part": int(elsewhere.sum()),
+    }
 
 
 def _with_pixels(site: Site, info: RasterInfo, grid: WorkingGrid) -> Site:
