@@ -627,6 +627,13 @@ def test_weights_of_coco_start_a_model_of_other_classes(tmp_path, town):
     frozen = {n for n, p in made.backbone.body.named_parameters() if not p.requires_grad}
     assert any(n.startswith("layer1.") for n in frozen)
     assert not any(n.startswith("layer2.") for n in frozen)
+    # it knows no pixel size, but its own anchors: the size of small objects leaves them alone
+    text = GOOD.replace('"nothing"', '"maskrcnn_resnet50_fpn@coco.pth"')
+    lines = [n for n in text.splitlines() if not n.startswith("architecture")]
+    small = "\n".join(lines).replace("gsd_m = 0.13", "small_objects = 2.0")
+    job = with_small_objects(read_training_file(write_training_file(tmp_path, town, small + "\n")))
+    assert job.settings.architecture is None
+    assert job.settings.gsd_m > 0
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:

@@ -370,7 +370,8 @@ def with_small_objects(job: TrainingFile) -> TrainingFile:
     size = settings.small_objects
     if isinstance(size, str):
         size = size_of_labels(polygons, "EPSG:4326", sites=names)
-    learnt = None if settings.start in FROM_NOWHERE else learnt_gsd(settings.start, folder)
+    from_nowhere = settings.start in FROM_NOWHERE
+    learnt = None if from_nowhere else learnt_gsd(settings.start, folder)
     chosen = training_for(
         size,
         [gsd for _, gsds in read for gsd in gsds],
@@ -381,7 +382,7 @@ def with_small_objects(job: TrainingFile) -> TrainingFile:
     )
     log.info("%s", chosen.line)
     architecture = settings.architecture
-    if architecture is None and learnt is None:
+    if architecture is None and from_nowhere:
         architecture = Architecture(anchor_sizes_px=chosen.anchor_sizes_px)
     settings = replace(
         settings, gsd_m=chosen.gsd_m, chip_px=chosen.chip_px, architecture=architecture
@@ -466,7 +467,8 @@ def train(
     watcher = watcher or Silent()
     run_dir.mkdir(parents=True, exist_ok=True)
     sites = load_training_sites(job)
-    _write_reports(run_dir / "labels.json", sites)
+    if team.leads:
+        _write_reports(run_dir / "labels.json", sites)
     sampler = ChipSampler(sites, settings.chip_px, settings.seed, settings.augmentation)
     trainer = _trainer(job, team.device(choose_device(device)))
     trainer.load(run_dir / CHECKPOINT)
@@ -527,8 +529,7 @@ def _judge(
         watcher.show(meter.note({"step": trainer.step, "validation": asdict(result)}))
         if result.f1 > trainer.best.get("f1", -1.0):
             trainer.best = {"step": trainer.step, **asdict(result)}
-            card = replace(_card(job, trainer), min_score=result.min_score)
-            save_model(run_dir / BEST, trainer.mean, card, half=True)
+            save_model(run_dir / BEST, trainer.mean, _card(job, trainer), half=True)
     candidate.unlink()
     candidate.with_suffix(".json").unlink()
 

@@ -20,6 +20,7 @@ from geoseg.outputs.publish import put, scratch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _STEPS = np.round(np.arange(0.0, 1.0001, 0.01), 2)
 _BLUE, _ORANGE, _GREY = "#0b5fa5", "#c2410c", "#6b7280"
@@ -55,19 +56,11 @@ def write_curves(path: str | Path, evaluation: Evaluation, *, overwrite: bool = 
     if evaluation.ranking["score"].isna().any():
         raise ConfigError("curves need objects with a column 'score'")
     path = check_output(path, overwrite, suffixes=(".png",))
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # no pyplot: it would look for a screen, and keep figures
-    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 4.4)
     left, right = figure.subplots(1, 2)
     _precision_over_recall(left, evaluation)
     _count_over_threshold(right, evaluation)
-    with scratch(path) as temporary:
-        figure.savefig(temporary, format="png")
-        put(temporary, path, overwrite=overwrite)
-    return path
+    return _save(figure, path, overwrite=overwrite)
 
 
 def write_reliability(
@@ -101,11 +94,7 @@ def write_reliability(
         As `check_output`.
     """
     path = check_output(path, overwrite, suffixes=(".png",))
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(5.2, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", label="scores that are probabilities")
     for i, (kind, curve) in enumerate(calibrations.items()):
@@ -120,10 +109,7 @@ def write_reliability(
     axes.set_title("how often objects of a score are true")
     axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
-    with scratch(path) as temporary:
-        figure.savefig(temporary, format="png")
-        put(temporary, path, overwrite=overwrite)
-    return path
+    return _save(figure, path, overwrite=overwrite)
 
 
 def _precision_over_recall(axes: Axes, evaluation: Evaluation) -> None:
@@ -183,11 +169,7 @@ def write_training_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path
     Path
         The file written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 4.4)
     left, right = figure.subplots(1, 2)
     for name in _LOSSES:
         points = {row["step"]: row[name] for row in rows if name in row}
@@ -206,12 +188,28 @@ def write_training_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path
         right.text(0.5, 0.5, "no [[validation]] areas", ha="center", transform=right.transAxes)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with scratch(path) as temporary:
-        figure.savefig(temporary, format="png")
-        put(temporary, path, overwrite=True)
-    return path
+    return _save(figure, path, overwrite=True)
 
 
 def _ordered(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
     steps = sorted(points)
     return steps, [points[step] for step in steps]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty picture, inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # no pyplot: it would look for a screen, and keep figures
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path, *, overwrite: bool) -> Path:
+    """Write a picture as PNG, whole or not at all."""
+    with scratch(path) as temporary:
+        figure.savefig(temporary, format="png")
+        put(temporary, path, overwrite=overwrite)
+    return path
