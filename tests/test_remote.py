@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import geopandas as gpd
@@ -118,6 +121,34 @@ def test_a_whole_run_reads_little_more_than_the_blocks(folder, tmp_path, workers
     print(f"{workers} worker(s): {sent / needed:.3f} of what is needed, {requests} requests")
     assert sent <= 1.15 * needed
     assert requests < 120
+
+
+READ_ALL = """
+import sys
+from geoseg.imagery.inputs import find_images
+from geoseg.imagery.remote import RemoteFile
+(path,) = find_images([sys.argv[1]])
+file = RemoteFile(path)
+print("ready", flush=True)
+sys.stdin.readline()
+assert len(file.ranges([(200_000, 600_000), (900_000, 1_000_000)])[0]) == 400_000
+"""
+
+
+def test_processes_that_want_the_same_chunks_fetch_them_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(chunks.CACHE_FOLDER, str(tmp_path / "cache"))
+    slow = lambda _path, _number: int(time.sleep(0.5) or 0)  # noqa: E731
+    with FileServer(folder, refuse=slow) as server:
+        command = [sys.executable, "-c", READ_ALL, f"{server.url}/painted.tif"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as two:
+            assert {one.stdout.readline(), two.stdout.readline()} == {"ready\n"}
+            server.reset()
+            for process in (one, two):
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            assert {one.wait(), two.wait()} == {0}
+        assert 500_000 <= server.sent <= 500_000 + 4 * chunks.CHUNK
 
 
 def test_a_window_reads_its_blocks_and_the_header(folder):

@@ -1,22 +1,25 @@
 """What was read of remote files, in a folder that the processes of a run share.
 
 A file is cut into chunks of one size, chunks into segments; a segment is one sparse file that
-begins with a flag per chunk. A flag is set after its chunk was written, so no lock is needed:
-whoever sees the flag may read the chunk. Segments used longest ago go when the folder grows too
-large. The folder goes with the process that made it.
+begins with a flag per chunk. A flag is set after its chunk was written, so reading needs no lock:
+whoever sees the flag may read the chunk. Who fetches a chunk claims it before, so that two
+processes do not fetch the same one. Segments used longest ago go when the folder grows too large.
+The folder goes with the process that made it.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 CHUNK = 16_384
@@ -30,6 +33,8 @@ _PREFIX = "geoseg-remote-"
 _SEGMENT = 1024
 _DEFAULT_MB = 2048.0
 _IN_MEMORY = 256
+_LOCKS = ".locks"
+_CLAIM_S = 60.0
 _lock = threading.Lock()
 _recent: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
@@ -106,6 +111,28 @@ class ChunkStore:
                 self._remember(index, chunk)
         return found
 
+    @contextmanager
+    def claim(self, indices: Sequence[int]) -> Iterator[None]:
+        """Keep other processes from fetching some chunks meanwhile.
+
+        The locks go with a process that dies. One that neither fetches nor dies is waited for no
+        longer than a minute: a chunk fetched twice is no harm.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            In ascending order, as all claim them, so that no two wait for each other.
+        """
+        end = time.monotonic() + _CLAIM_S
+        with ExitStack() as stack:
+            with suppress(OSError):
+                path = cache_folder() / f"{self._key}{_LOCKS}"
+                file = stack.enter_context(path.open("ab"))
+                for index in indices:
+                    while _is_locked(file.fileno(), index) and time.monotonic() < end:
+                        time.sleep(0.005)
+            yield
+
     def put(self, index: int, chunk: bytes) -> None:
         """Keep a chunk; where there is no room it is not kept."""
         self._remember(index, chunk)
@@ -150,6 +177,15 @@ class ChunkStore:
         return found
 
 
+def _is_locked(handle: int, index: int) -> bool:
+    """Lock a chunk, or tell that another process has it."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+    except (BlockingIOError, PermissionError):
+        return True
+    return False
+
+
 def _make_room(folder: Path) -> None:
     """Remove the segments used longest ago where the folder holds too much."""
     try:
@@ -161,7 +197,7 @@ def _make_room(folder: Path) -> None:
     segments = []
     for path in folder.iterdir():
         with suppress(OSError):
-            if path.suffix != ".json":
+            if path.suffix not in (".json", _LOCKS):
                 state = path.stat()
                 segments.append((state.st_mtime_ns, state.st_blocks * 512, path))
     held = sum(size for _, size, _ in segments)

@@ -592,7 +592,7 @@ class RemoteFile(RawIOBase):
         ]
 
     def _complete(self, wanted: Sequence[int]) -> dict[int, bytes]:
-        """Return chunks that another thread fetched meanwhile, and fetch the others."""
+        """Return chunks that others fetched meanwhile, and fetch the rest."""
         found = self._store.get_many(wanted)
         missing = [index for index in wanted if index not in found]
         if missing:
@@ -602,7 +602,9 @@ class RemoteFile(RawIOBase):
                 end = min(missing[-1] + self._ahead, -(-self.facts.size // CHUNK))
                 missing = sorted({*missing, *range(missing[-1] + 1, end)})
             self._end = max(self._end, missing[-1])
-            found |= self._fetch(missing)
+            with self._store.claim(missing):
+                found |= self._store.get_many(missing)
+                found |= self._fetch([index for index in missing if index not in found])
         return found
 
     def _fetch(self, missing: Sequence[int]) -> dict[int, bytes]:
