@@ -1,8 +1,9 @@
 """The task of one worker: read a supertile, detect, vectorize, merge inside, write the part.
 
 A pure function of its record, apart from the part that it writes; the same under every executor.
-Several run side by side in one process: the network has a thread of its own there, and while it
-looks at one supertile the next is read and the last one's masks are traced, stitched and written.
+Several run side by side in one process: the network has threads of its own there
+(`geoseg.jobs.lanes`), and while it looks at one supertile the next is read and the last one's masks
+are traced, stitched and written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -30,7 +31,8 @@ from geoseg.imagery.radiometry import Scaling
 from geoseg.imagery.read import cut_tiles, read_supertile
 from geoseg.jobs.device import leave_if_lost
 from geoseg.jobs.guard import shown, undisturbed
-from geoseg.jobs.memory import keep_freed_memory, peak_mb
+from geoseg.jobs.lanes import lanes_of, submit
+from geoseg.jobs.memory import peak_mb
 from geoseg.jobs.parts import Part, PartSummary, finished_part, tiles_around, write_part
 from geoseg.jobs.skip import promising
 from geoseg.models.detector import Detector, load_detector
@@ -39,13 +41,13 @@ from geoseg.objects.vectorize import vectorize
 from geoseg.records import BoolArray, Fragments, Instances, RasterInfo, Tile
 
 Result = TypeVar("Result")
+Shown = tuple[Tile, Any, BoolArray]
+"""A tile with its pixels (C, H, W) and their validity (H, W)."""
 
 COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
 _MASK_SIDE = 1_024
 """Cells a side that a mask may always have, whatever the tile."""
-# one thread: detectors need not be safe for several, and PyTorch counts CPU threads per thread
-_NETWORK = ThreadPoolExecutor(max_workers=1, thread_name_prefix="geoseg-network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class DetectorSpec:
     min_score: float
     """Detections below are left out."""
     threads: int
-    """CPU threads of the process; 0: as the worker's owner set it."""
+    """CPU threads that the network may use; 0: as the worker's owner set it."""
     precision: str = "auto"
     """As in `geoseg.config.DetectSettings`."""
     limits: tuple[tuple[str, float], ...] = ()
@@ -77,11 +79,6 @@ class DetectorSpec:
         """Return the detector; the same one for the same spec within a process."""
         if self.given is not None:
             return self.given
-        if self.factory is None and self.threads:
-            import torch
-
-            # holds for the thread that says it, not for the process
-            torch.set_num_threads(self.threads)
         return _load(self)
 
 
@@ -149,18 +146,22 @@ def run_supertile(task: SupertileTask) -> PartSummary:
     wanted = tiles_wanted(task, supertile.tiles)
     seen = Seen()
     if wanted:
+        if task.detector.model is not None:
+            # beside the first reading; an error comes up where the model is needed
+            submit(task.detector.load, threads=1)
         with timed(clock, "read"):
             image = read_supertile(task.info, task.grid, supertile, task.bands)
             seen.imaged = imaged_area(image.valid, supertile.core, supertile.window).wkt
         worth = wanted
         if task.skip_empty:
-            detector = _on_network(clock, "load", task.detector.load)
+            detector = _load_detector(task, clock)
             as_taken = image
             if task.scaling is not None:
                 pixels = task.scaling.apply(image.pixels, image.valid)
                 as_taken = replace(image, pixels=pixels)
             glance = partial(promising, detector, as_taken, wanted)
-            worth, seen.n_skipped = _on_network(clock, "glance", glance)
+            threads = _threads(task, 1)
+            worth, seen.n_skipped = _on_network(clock, "glance", glance, threads)
         if worth:
             batch = cut_tiles(image.pixels, image.valid, supertile, worth)
             del image
@@ -282,7 +283,7 @@ class Seen:
 
 def look(
     task: SupertileTask,
-    tiles: Sequence[tuple[Tile, Any, BoolArray]],
+    tiles: Sequence[Shown],
     seen: Seen,
     clock: dict[str, float],
 ) -> None:
@@ -295,19 +296,9 @@ def look(
     seen.n_run += len(shown)
     if not shown:
         return
-    detector = _on_network(clock, "load", task.detector.load)
-    # as many tiles at once as the detector wants, so that memory stays flat
-    step = int(getattr(detector, "tiles_a_call", getattr(detector, "batch", 4)))
+    detector = _load_detector(task, clock)
     queue = deque(shown)
-    while queue:
-        batch = [queue.popleft()]
-        while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
-            batch.append(queue.popleft())
-        stacked = np.stack([pixels for _, pixels, _ in batch])
-        if task.scaling is not None:
-            stacked = task.scaling.apply(stacked, np.stack([valid for *_, valid in batch]))
-        called = partial(_call, detector, stacked, [tile for tile, _, _ in batch])
-        results = _on_network(clock, "detect", called)
+    for batch, results in _results(task, detector, queue, clock):
         for (tile, pixels, valid), instances in zip(batch, results, strict=True):
             if instances.saturated:
                 seen.saturated.add(tile.index)
@@ -319,20 +310,73 @@ def look(
                 _trace(task, seen, tile, valid, instances)
 
 
-def _on_network(clock: dict[str, float], stage: str, work: Callable[[], Result]) -> Result:
+def _results(
+    task: SupertileTask, detector: Detector, queue: deque[Shown], clock: dict[str, float]
+) -> Iterator[tuple[list[Shown], list[Instances]]]:
+    """Yield tiles with what the detector finds in them, in their order; the queue may grow.
+
+    Where the detector has several lanes, tiles are handed out before the results of those before
+    them are taken, so that no lane waits while these are traced.
+    """
+    lanes = lanes_of(detector, task.detector.threads)
+    ahead = 1 if lanes == 1 else lanes + 1
+    # as many tiles at once as the detector wants, so that memory stays flat
+    step = int(getattr(detector, "tiles_a_call", getattr(detector, "batch", 4)))
+    out: deque[tuple[list[Shown], Future[tuple[list[Instances], float]]]] = deque()
+    try:
+        while queue or out:
+            while queue and len(out) < ahead:
+                batch = _next_batch(queue, step)
+                called = partial(_call, detector, *_stacked(task, batch))
+                out.append((batch, submit(called, lanes=lanes, threads=_threads(task, lanes))))
+            batch, future = out.popleft()
+            results, seconds = future.result()
+            clock["detect"] = clock.get("detect", 0.0) + seconds
+            yield batch, results
+    finally:
+        # after an error: what comes next, a second try perhaps, finds the detector idle
+        for _, future in out:
+            future.cancel()
+        wait([future for _, future in out])
+
+
+def _threads(task: SupertileTask, lanes: int) -> int:
+    """Return PyTorch's threads for all lanes; a user's detector sets them itself, or not."""
+    return task.detector.threads if lanes > 1 or task.detector.model is not None else 0
+
+
+def _next_batch(queue: deque[Shown], step: int) -> list[Shown]:
+    """Take the next tiles of one shape off the queue."""
+    batch = [queue.popleft()]
+    while queue and len(batch) < step and queue[0][1].shape == batch[0][1].shape:
+        batch.append(queue.popleft())
+    return batch
+
+
+def _stacked(task: SupertileTask, batch: Sequence[Shown]) -> tuple[Any, list[Tile]]:
+    """Return the pixels of some tiles as the detector wants them, and the tiles."""
+    pixels = np.stack([pixels for _, pixels, _ in batch])
+    if task.scaling is not None:
+        pixels = task.scaling.apply(pixels, np.stack([valid for *_, valid in batch]))
+    return pixels, [tile for tile, _, _ in batch]
+
+
+def _load_detector(task: SupertileTask, clock: dict[str, float]) -> Detector:
+    """Return the detector; loaded by one thread: others would be kept, and share its cores."""
+    threads = 1 if task.detector.model is not None else 0
+    return _on_network(clock, "load", task.detector.load, threads)
+
+
+def _on_network(
+    clock: dict[str, float], stage: str, work: Callable[[], Result], threads: int = 0
+) -> Result:
     """Do what needs the detector, in its turn; waiting for the turn is in no stage's time."""
-
-    def timed_work() -> Result:
-        with timed(clock, stage):
-            return work()
-
-    keep_freed_memory()
-    return _NETWORK.submit(timed_work).result()
+    result, seconds = submit(work, threads=threads).result()
+    clock[stage] = clock.get(stage, 0.0) + seconds
+    return result
 
 
-def _cut(
-    tile: Tile, pixels: Any, valid: BoolArray, smaller: Sequence[Tile]
-) -> list[tuple[Tile, Any, BoolArray]]:
+def _cut(tile: Tile, pixels: Any, valid: BoolArray, smaller: Sequence[Tile]) -> list[Shown]:
     """Return smaller tiles with their share of a tile's pixels; those without data left out."""
     out = []
     for part in smaller:

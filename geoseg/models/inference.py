@@ -184,6 +184,11 @@ class MaskRCNNDetector:
         """Tiles that a caller should hand over at once; memory is bounded by `batch`."""
         return self.batch if self._fixed is None else CALL_BATCHES * self.batch
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several threads may call it at once: nothing of it changes in a call."""
+        return self.device.type == "cpu" and self._fixed is None
+
     @torch.inference_mode()
     def __call__(self, tiles: npt.NDArray[Any]) -> list[Instances]:
         """Find objects in tiles (N, C, H, W); see `geoseg.models.detector.Detector`.

@@ -73,6 +73,11 @@ class Views:
         """Tiles that a caller should hand over at once."""
         return self._detector.tiles_a_call
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several threads may call it at once."""
+        return self._detector.side_by_side
+
     def make_glance(self) -> Glance:
         """Return what takes a first look at coarser pixels; one view is enough for it."""
         return self._detector.make_glance()

@@ -6,13 +6,15 @@ are mapped to grid px. Nothing is ever pasted into an image.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio.features
 import shapely
-from contourpy import FillType, LineType, contour_generator
+from contourpy import FillType, contour_generator
 from shapely.geometry import shape
 
 from geoseg.errors import TileError
@@ -30,7 +32,10 @@ CUT_REACH_PX = 2.0
 """A box or mask that ends this close to a window edge counts as reaching it."""
 
 SMALL_MASK_CELLS = 256
-"""Yes/no masks with fewer cells set are traced on a doubled grid (see `_prepare_grid`)."""
+"""Yes/no masks with fewer cells set are traced on a doubled grid (see `_kind`)."""
+
+CELLS_AT_ONCE = 2_000_000
+"""Cells of the masks that are traced in one call, to bound memory."""
 
 
 def vectorize(
@@ -120,80 +125,121 @@ def _check(tile: Tile, threshold: float, valid: BoolArray | None) -> None:
         )
 
 
-def _prepare_grid(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, float, int, bool]:
-    """Pad a mask; return the grid, its level, the repeats of each cell, and if it is yes/no.
-
-    The ring around the mask is mirrored about the level, so that the outline of an object that
-    fills its box runs along the box, however sure the network is there.
-    """
-    grid = np.asarray(mask, np.float64)
-    repeat = 1
-    inside = grid >= threshold
-    hard = bool(((grid == 0) | (grid == 1)).all())
-    if hard:
-        # a yes/no mask has its edge at the cell's edge, whatever the threshold
-        threshold = 0.5
-        if np.count_nonzero(inside) < SMALL_MASK_CELLS:
-            repeat = 2
-            grid = grid.repeat(2, axis=0).repeat(2, axis=1)
-    padded = np.pad(grid, 1, mode="edge")
-    outer = np.ones(padded.shape, bool)
-    outer[1:-1, 1:-1] = False
-    padded = np.where(outer & (padded > threshold), 2 * threshold - padded, padded)
-    # a hair below the level: cells that touch at a corner stay one piece, and their area is right
-    return padded, threshold * (1 - 1e-6), repeat, hard
-
-
 def _trace_all(
     instances: Instances, sides: DoubleArray, threshold: float
 ) -> tuple[IntArray, GeometryArray]:
     """Return the rows with an outline and their polygons, in px of the tile; largest piece only."""
-    points: list[DoubleArray] = []
-    ring_lengths: list[IntArray] = []
-    rings_per_row: list[int] = []
-    rows: list[int] = []
+    alike: dict[tuple[tuple[int, ...], bool, int], list[int]] = {}
     for row in np.flatnonzero((sides > 0).all(axis=1)).tolist():
-        mask = instances.masks[row]
-        if np.max(mask) < threshold:
-            continue
-        rings, lengths = _trace(mask, threshold)
-        if len(lengths) == 0:
-            continue
-        height, width = np.shape(mask)
-        rings *= sides[row] / (width, height)
-        rings += instances.boxes[row, :2]
-        points.append(rings)
-        ring_lengths.append(lengths)
-        rings_per_row.append(len(lengths))
-        rows.append(row)
-    if not rows:
+        mask = np.asarray(instances.masks[row])
+        if mask.max() >= threshold:
+            alike.setdefault((mask.shape, *_kind(mask, threshold)), []).append(row)
+    found: dict[int, tuple[DoubleArray, IntArray]] = {}
+    for (shape_px, hard, repeat), rows in alike.items():
+        at_once = max(1, CELLS_AT_ONCE // (math.prod(shape_px) * repeat**2))
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            masks = np.stack([instances.masks[row] for row in some]).astype(np.float64)
+            traced = _trace(masks, 0.5 if hard else threshold, repeat, hard=hard)
+            found |= {some[i]: outline for i, outline in traced.items()}
+    if not found:
         return np.zeros(0, np.int64), np.zeros(0, object)
-    lengths = np.concatenate(ring_lengths)
-    rings_of = np.repeat(np.arange(len(lengths)), lengths)
-    linear = shapely.linearrings(np.concatenate(points), indices=rings_of)
-    polygons = shapely.polygons(linear, indices=np.repeat(np.arange(len(rows)), rings_per_row))
-    return np.array(rows, np.int64), polygons
-
-
-def _trace(mask: npt.NDArray[Any], threshold: float) -> tuple[DoubleArray, IntArray]:
-    """Return the vertices, in cells of the mask, and ring lengths of the mask's largest piece."""
-    grid, level, repeat, hard = _prepare_grid(mask, threshold)
-    generator = contour_generator(
-        z=grid, fill_type=FillType.OuterOffset, line_type=LineType.Separate, name="serial"
+    order = sorted(found)
+    for row in order:
+        vertices, _ = found[row]
+        vertices *= sides[row] / np.shape(instances.masks[row])[::-1]
+        vertices += instances.boxes[row, :2]
+    lengths = np.concatenate([found[row][1] for row in order])
+    linear = shapely.linearrings(
+        np.concatenate([found[row][0] for row in order]),
+        indices=np.repeat(np.arange(len(lengths)), lengths),
     )
-    # OuterOffset: for each outline its vertices, and where its holes start among them
-    found = cast("tuple[list[DoubleArray], list[IntArray]]", generator.filled(level, np.inf))
-    outlines, offsets = found
-    areas = [_net_area(p, o) for p, o in zip(outlines, offsets, strict=True)]
-    if not areas:
-        return np.zeros((0, 2)), np.zeros(0, np.int64)
-    best = int(np.argmax(areas))
-    # vertex 0 of the padded grid is the centre of the ring's cell: half a cell outside
-    vertices = np.clip((outlines[best] - 0.5) / repeat, 0, np.shape(mask)[::-1])
-    if hard:
-        # exactly between cells, not the hair outside that the lowered level leaves
-        vertices = np.round(vertices * 4) / 4
-    return vertices, np.ediff1d(offsets[best]).astype(np.int64)
+    of_row = np.repeat(np.arange(len(order)), [len(found[row][1]) for row in order])
+    return np.array(order, np.int64), shapely.polygons(linear, indices=of_row)
+
+
+def _kind(mask: npt.NDArray[Any], threshold: float) -> tuple[bool, int]:
+    """Return whether a mask is yes/no, and how often its cells are repeated to be traced."""
+    hard = bool(((mask == 0) | (mask == 1)).all())
+    small = hard and np.count_nonzero(mask >= threshold) < SMALL_MASK_CELLS
+    return hard, 2 if small else 1
+
+
+def _padded(masks: DoubleArray, threshold: float, repeat: int) -> DoubleArray:
+    """Return masks (n, H, W) with a ring of cells around each.
+
+    The ring is mirrored about the level, so that the outline of an object that fills its box runs
+    along the box, however sure the network is there.
+    """
+    if repeat > 1:
+        masks = masks.repeat(repeat, axis=1).repeat(repeat, axis=2)
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    outer = np.ones(padded.shape[1:], bool)
+    outer[1:-1, 1:-1] = False
+    return np.where(outer & (padded > threshold), 2 * threshold - padded, padded)
+
+
+def _trace(
+    masks: DoubleArray, threshold: float, repeat: int, *, hard: bool
+) -> dict[int, tuple[DoubleArray, IntArray]]:
+    """Trace the largest piece of each mask (n, H, W), all of them yes/no or none.
+
+    Returns
+    -------
+    dict of int to (vertices (k, 2), ring lengths)
+        In cells of the mask, x first; masks without an outline are left out.
+    """
+    grids = _padded(masks, threshold, repeat)
+    n, height, width = grids.shape
+    # one above the other, so that one call traces all: a row of nothing parts them, and each is a
+    # chunk of the result
+    stacked = np.full((n, height + 1, width), np.nan)
+    stacked[:, :-1] = grids
+    generator = contour_generator(
+        x=np.arange(width, dtype=np.float64),
+        y=np.tile(np.arange(height + 1, dtype=np.float64), n),
+        z=stacked.reshape(-1, width),
+        name="serial",
+        fill_type=FillType.ChunkCombinedOffsetOffset,
+        chunk_size=(height + 1, width),
+    )
+    # a hair below the level: cells that touch at a corner stay one piece, and their area is right
+    chunks: Any = generator.filled(threshold * (1 - 1e-6), np.inf)
+    found = {}
+    for i, (points, starts, outlines) in enumerate(zip(*chunks, strict=True)):
+        if points is None:
+            continue
+        vertices, lengths = _largest(points, starts, outlines)
+        # vertex 0 of the padded grid is the centre of the ring's cell: half a cell outside
+        vertices = np.clip((vertices - 0.5) / repeat, 0, masks.shape[:0:-1])
+        if hard:
+            # exactly between cells, not the hair outside that the lowered level leaves
+            vertices = np.round(vertices * 4) / 4
+        found[i] = vertices, lengths
+    return found
+
+
+def _largest(
+    points: DoubleArray, starts: npt.NDArray[Any], outlines: npt.NDArray[Any]
+) -> tuple[DoubleArray, IntArray]:
+    """Return vertices and ring lengths of the piece with the largest area.
+
+    Parameters
+    ----------
+    points : ndarray (k, 2)
+        Vertices of all rings.
+    starts : ndarray (rings + 1,)
+        Where each ring begins among them, and the end.
+    outlines : ndarray (pieces + 1,)
+        Where each piece begins among the rings, and the end: its outline, then its holes.
+    """
+    rings = starts.astype(np.int64)
+    pieces = []
+    for first, last in pairwise(outlines.tolist()):
+        ends = rings[first : last + 1]
+        pieces.append((points[ends[0] : ends[-1]], ends - ends[0]))
+    vertices, ends = pieces[0] if len(pieces) == 1 else max(pieces, key=lambda p: _net_area(*p))
+    return vertices, np.ediff1d(ends)
 
 
 def _net_area(points: DoubleArray, offsets: IntArray) -> float:
