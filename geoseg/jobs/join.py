@@ -342,7 +342,9 @@ def _run_level(
 ) -> Iterator[tuple[JoinTask, JoinSummary | Exception]]:
     """Run the joins of a level; those whose workers died again, alone, a few times."""
     lost: list[JoinTask] = []
-    for task, outcome in workers.run(run_join, tasks):
+    # a process of one CPU thread gains nothing by a second join; this one may have more
+    at_once = 2 if workers.in_this_process else 1
+    for task, outcome in workers.run(run_join, tasks, per_worker=at_once):
         if isinstance(outcome, WorkerLostError):
             lost.append(task)
         else:
