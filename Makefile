@@ -56,9 +56,11 @@ dist: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel . --no-deps -w dist
 
 bench: $(STAMP) ## run the benchmarks that need no data
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/roialign.py
 	$(BIN)/python benchmarks/vectorize.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/skip_empty.py
 	$(BIN)/python benchmarks/scale_memory.py
 
 clean: ## remove .venv, caches and the demo

@@ -33,6 +33,7 @@ from geoseg import errors
 from geoseg.errors import GeosegError, TileError
 from geoseg.imagery.check import map_validity
 from geoseg.jobs.capacity import local_workers, physical_cores, usable_gpus
+from geoseg.jobs.lanes import LANES
 from geoseg.jobs.plan import RunPlan, plan_run
 from geoseg.jobs.progress import FINISH_S
 from geoseg.jobs.supertile import SupertileTask, run_supertile
@@ -199,10 +200,11 @@ def estimate_run(
     running = [_tiles_to_run(image) for image in plan.images]
     work = _Work(plan, [_per_supertile(i, r) for i, r in zip(plan.images, running, strict=True)])
     workers, threads, _ = local_workers(plan)
+    lanes = min(LANES, threads) if plan.detector.factory is None else 1
     images = tuple(_image(i, r) for i, r in zip(plan.images, running, strict=True))
     if not probe or work.tiles == 0:
         estimate = Estimate(
-            images, workers, _rough_memory(plan, workers), _rough_disk(plan, images)
+            images, workers, _rough_memory(plan, workers, lanes), _rough_disk(plan, images)
         )
         return replace(estimate, notes=_notes(estimate, work))
     with tempfile.TemporaryDirectory(prefix="geoseg-plan-") as scratch, _Others() as others:
@@ -588,14 +590,14 @@ class _Measured:
 # Memory and disk
 
 
-def _rough_memory(plan: RunPlan, workers: int) -> MemoryEstimate:
-    """Return the memory by a rule of thumb."""
+def _rough_memory(plan: RunPlan, workers: int, lanes: int) -> MemoryEstimate:
+    """Return the memory by a rule of thumb; each lane has a tile in the network."""
     largest = 0.0
     for image in plan.images:
         tiles = image.tiles
         # tiles are cut out of the supertile as copies, and share ground
         copies = (tiles.tile_size / (tiles.tile_size - tiles.overlap)) ** 2
-        network = TILE_BYTES_PER_PX * tiles.tile_size**2 / 1e6
+        network = lanes * TILE_BYTES_PER_PX * tiles.tile_size**2 / 1e6
         # the next supertile is read while the network looks at this one
         largest = max(largest, _pixels_mb(image) * copies + network + _reading_mb(image))
     how = (

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from geoseg.errors import ClusterError, DeviceError, GeosegError, WorkerLostError
 from geoseg.jobs.cluster import Cluster, Joining, joined_cluster, local_cluster, scheduler_lost
 from geoseg.jobs.events import Events
-from geoseg.jobs.lanes import give_threads_back, note_threads
+from geoseg.jobs.lanes import keeping_threads
 from geoseg.jobs.probe import Terms, check_here
 from geoseg.jobs.stop import Stop
 
@@ -78,13 +78,12 @@ class Workers:
         self._took_s: deque[float] = deque(maxlen=REMEMBERED)
 
     def __enter__(self) -> Workers:
-        note_threads()
+        self._stack.enter_context(keeping_threads())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._cluster = None
         self._stack.close()
-        give_threads_back()
 
     @property
     def in_this_process(self) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from geoseg.jobs.memory import keep_freed_memory
@@ -24,7 +25,7 @@ LANES = 2
 
 _ONE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="geoseg-network")
 _LANES = ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="geoseg-lane")
-_found_threads: list[int] = []
+_untouched: list[int] = []
 
 
 def lanes_of(detector: Any, threads: int) -> int:
@@ -76,21 +77,21 @@ def set_threads(count: int) -> None:
     """Set PyTorch's CPU threads: of the thread that says so, and of threads that begin later."""
     import torch
 
-    note_threads()
+    if not _untouched:
+        _untouched.append(torch.get_num_threads())
     torch.set_num_threads(count)
 
 
-def note_threads() -> None:
-    """Remember PyTorch's CPU threads as they are before a run, once torch is there."""
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Set PyTorch's CPU threads back at the end: the process may be the user's own."""
     torch = sys.modules.get("torch")
-    if torch is not None and not _found_threads:
-        _found_threads.append(torch.get_num_threads())
-
-
-def give_threads_back() -> None:
-    """Set PyTorch's CPU threads to what they were before the run, for this thread and later ones.
-
-    The process may be the user's own.
-    """
-    if _found_threads:
-        sys.modules["torch"].set_num_threads(_found_threads.pop())
+    before = None if torch is None else torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if before is None and _untouched:
+            # a thread that never set any has those that the process began with
+            before = _untouched[0]
+        if before is not None:
+            sys.modules["torch"].set_num_threads(before)

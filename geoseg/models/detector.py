@@ -25,7 +25,8 @@ class Detector(Protocol):
     ``fingerprint`` (str, changes with the weights), ``object_size_m`` (float, metres: of its small
     objects, for ``--small-objects``), ``dtype`` (name of a numpy type) and
     ``value_range`` (lowest and highest pixel value): a detector that declares them gets its pixels
-    so, scaled where the raster holds others.
+    so, scaled where the raster holds others. One that several threads may call at once says so
+    (``side_by_side``, bool); others are called from one thread, always the same.
     """
 
     classes: tuple[str, ...]
