@@ -50,8 +50,8 @@ def main() -> None:
             "python -c 'import torch, torchvision'": [
                 sys.executable, "-c", "import torch, torchvision",
             ],
-            "geoseg detect, one tile": detect,
-            "geoseg detect, one tile, without the page": [*detect, "--no-report"],
+            "geoseg detect": detect,
+            "geoseg detect --no-report": [*detect, "--no-report"],
         }  # fmt: skip
         took: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(runs):

@@ -13,6 +13,8 @@ ceiling, side by side
 geoseg
     `run_detect` with one worker, in process, without the report page: read, detect, vectorize,
     stitch, write a GeoPackage. Start-up and loading of the model come before the clock.
+geoseg, bfloat16
+    The same with ``--precision bfloat16``, which networks of torchvision's run in when asked only.
 torchvision forward
     torchvision's unchanged model on tensors that lie in memory; no pasting.
 torchvision loop
@@ -54,6 +56,7 @@ from geoseg.config import DetectSettings
 from geoseg.imagery.grid import TileGrid
 from geoseg.jobs.lanes import keeping_threads, lanes_of, submit
 from geoseg.jobs.pipeline import RunResult, run_detect
+from geoseg.models.cpu import bfloat16_pays
 from geoseg.models.inference import MaskRCNNDetector
 from geoseg.models.known import KNOWN
 from geoseg.models.registry import load_model, open_model
@@ -93,6 +96,8 @@ class Bench:
     """torchvision's."""
     folder: Path
     tiles: list[tuple[Tile, np.ndarray]]
+    low: MaskRCNNDetector | None
+    """The same in bfloat16, where that is not what runs anyway and this CPU computes in it."""
     truth: gpd.GeoDataFrame | None
     aoi: gpd.GeoDataFrame | None
     seconds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -110,6 +115,8 @@ class Bench:
             "geoseg": self.end_to_end,
             "torchvision forward": lambda: peers.forward(self.network, tensors),
         }
+        if self.low is not None:
+            out["geoseg, bfloat16"] = lambda: self.end_to_end(self.low)
         if peers.cv2 is not None:
             out["torchvision loop"] = lambda: peers.torchvision_loop(self.network, self.tiles)
         if peers.TorchVisionDetectionModel is not None:
@@ -149,10 +156,10 @@ class Bench:
             overwrite=True,
         )
 
-    def end_to_end(self) -> gpd.GeoDataFrame:
+    def end_to_end(self, detector: MaskRCNNDetector | None = None) -> gpd.GeoDataFrame:
         """Run geoseg on the scene, from the beginning: parts of the last run would be reused."""
         shutil.rmtree(self.folder / "objects.geoseg-run", ignore_errors=True)
-        self.run = run_detect(self.settings(self.image), self.detector)
+        self.run = run_detect(self.settings(self.image), detector or self.detector)
         return self.run.objects
 
     def start(self) -> None:
@@ -261,12 +268,15 @@ def prepare(name: str, image: Path, folder: Path, truth: Mapping[str, Any]) -> B
     if name not in KNOWN:
         limits = peers.Limits(card.min_score, card.tile_size, card.overlap, card.max_detections)
         tiles = tiles_of(image, limits)
-    detector = load_model(
-        weights, device="cpu", min_score=limits.min_score, max_detections=limits.max_detections
-    )
+    load = partial(
+        load_model, weights, device="cpu",
+        min_score=limits.min_score, max_detections=limits.max_detections,
+    )  # fmt: skip
+    detector = load()
+    low = load(precision="bfloat16") if name in KNOWN and bfloat16_pays() else None
     network = peers.torchvision_network(card, open_model(weights)[1], name, limits)
     return Bench(
-        name, image, limits, detector, network, folder, tiles,
+        name, image, limits, detector, network, folder, tiles, low,
         truth.get("truth"), truth.get("aoi"),
     )  # fmt: skip
 

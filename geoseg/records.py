@@ -8,7 +8,7 @@ differs); pixel (row 0, col 0) covers [0, 1) x [0, 1). Boxes and points are (x, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,19 @@ class Instances:
             raise TileError(f"Instances.saturated is {_form(self.saturated)}; expected a bool")
         if n:
             self._check_values()
+
+    def take(self, rows: IntArray) -> Instances:
+        """Return some rows."""
+        masks = self.masks
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            masks=masks[rows]
+            if isinstance(masks, np.ndarray)
+            else [masks[i] for i in rows.tolist()],
+        )
 
     def _check_values(self) -> None:
         """Raise TileError if a value is out of range."""

@@ -473,16 +473,7 @@ def _above(instances: Instances, spec: DetectorSpec) -> Instances:
     if spec.class_scores:
         wanted = np.asarray(spec.class_scores, np.float32)[instances.labels]
     keep = np.flatnonzero(instances.scores >= wanted)
-    if len(keep) == len(instances):
-        return instances
-    masks = instances.masks
-    return Instances(
-        boxes=instances.boxes[keep],
-        scores=instances.scores[keep],
-        labels=instances.labels[keep],
-        masks=masks[keep] if isinstance(masks, np.ndarray) else [masks[int(i)] for i in keep],
-        saturated=instances.saturated,
-    )
+    return instances if len(keep) == len(instances) else instances.take(keep)
 
 
 def tiles_wanted(task: SupertileTask, tiles: Sequence[Tile]) -> list[Tile]:

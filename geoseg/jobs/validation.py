@@ -186,15 +186,7 @@ class KeptDetections:
         least = np.float32(self.score)
         strict = self._model.card.strict_score
         keep = np.flatnonzero(found.scores > least if strict else found.scores >= least)
-        if len(keep) == len(found):
-            return found
-        masks = found.masks
-        return Instances(
-            boxes=found.boxes[keep],
-            scores=found.scores[keep],
-            labels=found.labels[keep],
-            masks=masks[keep] if isinstance(masks, np.ndarray) else [masks[int(i)] for i in keep],
-        )
+        return found if len(keep) == len(found) else replace(found.take(keep), saturated=False)
 
 
 class Bench:
