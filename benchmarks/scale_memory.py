@@ -149,7 +149,7 @@ def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
     marks = [run for run in runs if run["detector"] == "marks"]
     first, second = marks[0], marks[1]
     growth = second["supertiles_cpu_s"] / first["supertiles_cpu_s"]
-    tiles = second["tiles_run"] / first["tiles_run"]
+    tiles = second["tiles"] / first["tiles"]
     rows = [
         (
             run["detector"],
@@ -186,7 +186,8 @@ def report(runs: list[dict[str, Any]], *, skipped: bool) -> str:
         "",
         (
             f"From {first['gigapixels']} to {second['gigapixels']} gigapixels, the supertiles' CPU "
-            f"time grows by {growth:.2f} where tiles grow by {tiles:.2f}: "
+            f"time grows by {growth:.2f} where the grid's tiles, with data or without, grow by "
+            f"{tiles:.2f}: "
             f"{100 * (growth / tiles - 1):+.0f} % a tile. The largest process took "
             f"{max(run['peak_mb'] for run in runs):,.0f} MB; the limit is {LIMIT_MB:,} MB."
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +45,7 @@ class Watched(Capped):
             self.most = max(self.most, self.now)
             count = self.count
         try:
+            print("said by the detector")
             # calls end in another order than they begin
             time.sleep(0.03 if count % 3 == 0 else 0.005)
             if count == self.fails_at:
@@ -89,6 +92,16 @@ def test_two_lanes_change_no_object_though_results_come_in_another_order(image, 
     assert one.count == two.count
     assert rows(alone) == rows(beside)
     assert len(alone.objects) > 100
+
+
+def test_stdout_and_warnings_are_as_before(image, tmp_path, capsys):
+    out, filters = sys.stdout, warnings.filters[:]
+    run(image, Watched(side_by_side=True), tmp_path)
+    assert sys.stdout is out
+    assert warnings.filters == filters
+    said = capsys.readouterr()
+    assert "said by the detector" in said.err
+    assert not said.out
 
 
 def test_a_failure_leaves_no_call_running(image, tmp_path):

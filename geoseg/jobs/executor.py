@@ -6,6 +6,7 @@ import logging
 import queue
 import time
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,6 +80,8 @@ class Workers:
 
     def __enter__(self) -> Workers:
         self._stack.enter_context(keeping_threads())
+        # threads that silence a warning at the same time put back each other's filters
+        self._stack.enter_context(warnings.catch_warnings())
         return self
 
     def __exit__(self, *error: object) -> None:

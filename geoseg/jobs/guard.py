@@ -5,13 +5,19 @@ from __future__ import annotations
 import locale
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
 import numpy as np
 
 _LONGEST = 500
+
+
+_lock = threading.Lock()
+_calls = 0
+_kept: ExitStack | None = None
 
 
 @contextmanager
@@ -21,12 +27,33 @@ def undisturbed() -> Iterator[None]:
     What is printed inside goes to stderr. The working directory, the language, Python's warning
     filters and recursion limit, and what numpy does about odd numbers, are afterwards as they
     were. The environment and threads are the detector's own business: libraries set them for
-    themselves when they load.
+    themselves when they load. Of calls side by side in several threads the last one to end puts
+    back what the first one found.
     """
+    global _calls, _kept  # noqa: PLW0603  # so is what it keeps: the whole process's
+    with _lock:
+        if _kept is None:
+            _kept = ExitStack()
+            _kept.enter_context(_process_as_it_was())
+        _calls += 1
+    try:
+        with np.errstate():
+            yield
+    finally:
+        with _lock:
+            _calls -= 1
+            if not _calls:
+                kept, _kept = _kept, None
+                kept.close()
+
+
+@contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Put back at the end what several threads share; stdout goes to stderr meanwhile."""
     here, language = _here(), locale.setlocale(locale.LC_ALL)
     filters, depth = warnings.filters[:], sys.getrecursionlimit()
     try:
-        with redirect_stdout(sys.stderr), np.errstate():
+        with redirect_stdout(sys.stderr):
             yield
     finally:
         if here is not None and _here() != here:
