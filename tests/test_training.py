@@ -340,6 +340,18 @@ def test_stopped_and_resumed_is_the_same_as_not_stopped(town, tmp_path, caplog):
     assert all(torch.equal(again[name], two[name]) for name in two)
 
 
+def test_trained_batch_norms_keep_what_they_saw(town, tmp_path):
+    norms = 'mask_convs = 1, fpn_norm = "batch" }'
+    path = write_training_file(tmp_path, town, GOOD.replace("mask_convs = 1 }", norms))
+    made = load_file(train(path, tmp_path / "run", "cpu"))
+    last = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    seen = [name for name in made if "fpn" in name and name.endswith("running_mean")]
+    assert len(seen) == 8
+    for name in seen:
+        assert made[name].abs().sum() > 0
+        torch.testing.assert_close(made[name].float(), last[name], atol=1e-3, rtol=1e-3)
+
+
 def test_goes_on_from_a_model(town, tmp_path):
     first = train(write_training_file(tmp_path, town), tmp_path / "first", "cpu", max_steps=1)
     # a path is relative to the training file
