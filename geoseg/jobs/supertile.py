@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -298,21 +298,22 @@ def look(
         return
     detector = _load_detector(task, clock)
     queue = deque(shown)
-    for batch, results in _results(task, detector, queue, clock):
-        for (tile, pixels, valid), instances in zip(batch, results, strict=True):
-            if instances.saturated:
-                seen.saturated.add(tile.index)
-                if again := quarters(tile, task.tiles.overlap):
-                    queue.extend(_cut(tile, pixels, valid, again))
-                    continue
-                seen.capped += 1
-            with timed(clock, "vectorize"):
-                _trace(task, seen, tile, valid, instances)
+    with closing(_results(task, detector, queue, clock)) as found:
+        for batch, results in found:
+            for (tile, pixels, valid), instances in zip(batch, results, strict=True):
+                if instances.saturated:
+                    seen.saturated.add(tile.index)
+                    if again := quarters(tile, task.tiles.overlap):
+                        queue.extend(_cut(tile, pixels, valid, again))
+                        continue
+                    seen.capped += 1
+                with timed(clock, "vectorize"):
+                    _trace(task, seen, tile, valid, instances)
 
 
 def _results(
     task: SupertileTask, detector: Detector, queue: deque[Shown], clock: dict[str, float]
-) -> Iterator[tuple[list[Shown], list[Instances]]]:
+) -> Generator[tuple[list[Shown], list[Instances]]]:
     """Yield tiles with what the detector finds in them, in their order; the queue may grow.
 
     Where the detector has several lanes, tiles are handed out before the results of those before

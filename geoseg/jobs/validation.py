@@ -167,6 +167,8 @@ class KeptDetections:
         self.min_score = model.min_score
         self.fingerprint = model.fingerprint
         self.tiles_a_call = model.tiles_a_call
+        # two lanes that meet the same tile both look at it, and find the same
+        self.side_by_side = model.side_by_side
 
     def __call__(self, tiles: npt.NDArray[Any]) -> list[Instances]:
         """Return what was found in tiles at or above ``score``; see `Detector`."""

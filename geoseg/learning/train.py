@@ -610,5 +610,5 @@ def _update_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
     for ours, theirs in zip(mean.parameters(), model.parameters(), strict=True):
         ours.lerp_(theirs, 1 - decay)
     # what trained batch norms know of their input is a running mean already
-    for ours, theirs in zip(mean.buffers(), model.buffers(), strict=True):
-        ours.copy_(theirs)
+    for kept, seen in zip(mean.buffers(), model.buffers(), strict=True):
+        kept.copy_(seen)
