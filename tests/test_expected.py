@@ -1,5 +1,7 @@
 """Expected counts: nine of ten intervals hold the truth."""
 
+import math
+
 import geopandas as gpd
 import numpy as np
 import pytest
@@ -66,6 +68,20 @@ def test_spread_between_areas_widens_the_interval():
     assert ((narrow[0] <= truth) & (truth <= narrow[1])).mean() < 0.2
 
 
+def test_areas_that_differ_much_leave_an_interval_that_says_something():
+    rng = np.random.default_rng(3)
+    spread, things = 0.6, 300.0
+    log_sd = math.sqrt(math.log1p(spread**2))
+    truth = things * rng.lognormal(-(log_sd**2) / 2, log_sd, 4000)
+    low, high = interval_90(np.array([things]), np.array([60.0]), spread)
+    assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.9, abs=0.02)
+    # by hand: the median is 300 / sqrt(1.36), its logarithm's deviation sqrt(log 1.36)
+    assert low[0] == pytest.approx(257.2 / 2.49 - 0.5, rel=0.01)
+    assert high[0] == pytest.approx(257.2 * 2.49 + 0.5, rel=0.01)
+    nothing = interval_90(np.zeros(1), np.zeros(1), spread)
+    assert [float(b[0]) for b in nothing] == [0.0, 0.5]
+
+
 def test_expected_counts_are_columns_and_add_up():
     boxes = [shapely.box(x, 0, x + 100, 100) for x in (0, 100)]
     regions = gpd.GeoDataFrame({"name": ["a", "b"]}, geometry=boxes, crs=UTM)
@@ -84,9 +100,13 @@ def test_expected_counts_are_columns_and_add_up():
     first = 0.6 / 0.85 + 0.93 / 0.6
     assert result["expected"].to_numpy() == pytest.approx([first, 0.99 / 0.98], abs=1e-5)
     variance = (0.6 * 0.4 + 0.6 * 0.15) / 0.85**2 + (0.93 * 0.07 + 0.93 * 0.4) / 0.6**2
-    half = 1.6448536 * np.sqrt(variance) + 0.5
-    assert result["expected_high"][0] == pytest.approx(first + half, abs=1e-5)
-    assert result["expected_low"][0] == pytest.approx(max(first - half, 0), abs=1e-5)
+    relative = variance / first**2
+    median, factor = (
+        first / (1 + relative) ** 0.5,
+        math.exp(1.6448536 * math.log1p(relative) ** 0.5),
+    )
+    assert result["expected_high"][0] == pytest.approx(median * factor + 0.5, abs=1e-5)
+    assert result["expected_low"][0] == pytest.approx(median / factor - 0.5, abs=1e-5)
     # by class, each by its own curve
     other = Calibration((0.5,), (0.5,), (50.0,), (0.5,))
     mixed = count(objects, regions, calibration={"x": CURVE, "y": other})

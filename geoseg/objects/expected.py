@@ -10,9 +10,10 @@ JASA 47, 1952, doi:10.1080/01621459.1952.10483446).
 Its variance has two parts. Which of the found ones are true is a sum of independent yes and no,
 Poisson's binomial, with variance sum p (1 - p) (Le Cam, An approximation theorem for the Poisson
 binomial distribution, 1960); each counts 1 / q. How many things were missed, given those found,
-has variance sum p (1 - q) / q**2 (the second part of Horvitz and Thompson's). A normal of mean
-and variance, widened by half a thing on each side because counts are whole (the continuity
-correction), gives the interval.
+has variance sum p (1 - q) / q**2 (the second part of Horvitz and Thompson's). A log-normal of
+that mean and variance, widened by half a thing on each side because counts are whole (the
+continuity correction), gives the interval: what an area's imagery does to a count multiplies, and
+there are never fewer than none. Where the variance is small it is the normal one.
 """
 
 from __future__ import annotations
@@ -140,8 +141,10 @@ def interval_90(
     low, high : ndarray
         (n,) each; low is never below 0.
     """
-    half = Z_90 * np.sqrt(variance + (spread * mean) ** 2) + 0.5
-    return np.maximum(mean - half, 0.0), mean + half
+    least = np.maximum(mean, 1e-9)
+    excess = np.log1p((variance + (spread * mean) ** 2) / least**2)
+    median, factor = mean * np.exp(-excess / 2), np.exp(Z_90 * np.sqrt(excess))
+    return np.maximum(median / factor - 0.5, 0.0), median * factor + 0.5
 
 
 def _check_curve(
