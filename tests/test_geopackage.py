@@ -279,16 +279,19 @@ import json, os, sys
 from qgis.PyQt.QtCore import QSize
 from qgis.PyQt.QtGui import QColor
 from qgis.core import (
-    QgsApplication, QgsMapRendererSequentialJob, QgsMapSettings, QgsVectorLayer,
+    QgsApplication, QgsMapRendererSequentialJob, QgsMapSettings, QgsSettings, QgsVectorLayer,
     QgsExpressionContextUtils, QgsExpressionContext,
 )
 
 application = QgsApplication([], False)
 application.initQgis()
+# QGIS turns the journal over with each first and last connection to a file; three layers that come
+# and go while others are drawn sometimes find it locked
+QgsSettings().setValue("qgis/walForSqlite3", False)
 path, folder = sys.argv[1:3]
 said = {}
-for name in sys.argv[3:]:
-    layer = QgsVectorLayer(f"{path}|layername={name}", name, "ogr")
+layers = {n: QgsVectorLayer(f"{path}|layername={n}", n, "ogr") for n in sys.argv[3:]}
+for name, layer in layers.items():
     settings = QgsMapSettings()
     settings.setLayers([layer])
     settings.setOutputSize(QSize(400, 300))
