@@ -5,6 +5,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 
 VENV := .venv
+TOWN_V2 := runs/town_v2/model.safetensors
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
@@ -60,6 +61,8 @@ bench: $(STAMP) ## run the benchmarks that need no data
 	$(BIN)/python benchmarks/roialign.py
 	$(BIN)/python benchmarks/vectorize.py
 	$(BIN)/python benchmarks/throughput.py
+	@if [ -f $(TOWN_V2) ]; then $(BIN)/python benchmarks/throughput.py --models $(TOWN_V2) --size 2816 --name throughput_v2; \
+		else echo "torchvision's v2 with trained weights is left out: benchmarks/town_v2.toml says how to train it"; fi
 	$(BIN)/python benchmarks/skip_empty.py
 	$(BIN)/python benchmarks/scale_memory.py
 

@@ -45,7 +45,8 @@ def random_detector(name: str, device: str, *, exact: bool) -> MaskRCNNDetector:
     with torch.no_grad():
         # every proposal is an object of some class
         model.roi_heads.box_predictor.cls_score.bias[0] = -100
-    return MaskRCNNDetector(model, card, device=device, min_score=0.0, exact=exact)
+    how = "auto" if exact else "fast"
+    return MaskRCNNDetector(model, card, device=device, min_score=0.0, exact=exact, precision=how)
 
 
 def seconds(detector: MaskRCNNDetector, tile: np.ndarray, repeats: int) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py [--models buildings ...] [--repeats 3] [--size 4096]
     python benchmarks/throughput.py --models buildings --image ortho.tif --truth roofs.geojson
+    python benchmarks/throughput.py --models runs/town_v2/model.safetensors --name throughput_v2
 
 Interleaved in one process, on the same pixels, weights, tiles, overlap, thresholds and threads:
 
@@ -13,8 +14,8 @@ ceiling, side by side
 geoseg
     `run_detect` with one worker, in process, without the report page: read, detect, vectorize,
     stitch, write a GeoPackage. Start-up and loading of the model come before the clock.
-geoseg, bfloat16
-    The same with ``--precision bfloat16``, which networks of torchvision's run in when asked only.
+geoseg, float32
+    The same with ``--precision float32``, on a CPU that computes in bfloat16 unless told otherwise.
 torchvision forward
     torchvision's unchanged model on tensors that lie in memory; no pasting.
 torchvision loop
@@ -75,12 +76,13 @@ DETECTIONS = 60
 CAP = 400
 """Detections of a tile of theirs: so many that no tile is full."""
 NOTES = (
-    "The scene is a rendered town; torchvision's networks have random, calibrated weights. Medians "
-    "of paired runs: a ratio is the median of the repeats' own ratios, above 1 where geoseg is "
-    "faster; that of a ceiling is the share of geoseg's tiles a second in it. Outlines of random "
-    "weights are not simplified, as the others' are not. Recall of "
-    "the shipped model is against the town's true footprints, that of random weights against "
-    "geoseg's objects: the share of them that the other way found too (IoU 0.5)."
+    "The scene is a rendered town. torchvision's networks, where named without a file, have "
+    "random, calibrated weights; `town_v2` is trained on rendered towns (benchmarks/town_v2.toml), "
+    "without this one. Medians of paired runs: a ratio is the median of the repeats' own ratios, "
+    "above 1 where geoseg is faster; that of a ceiling is the share of geoseg's tiles a second in "
+    "it. Outlines of random weights are not simplified, as the others' are not. Recall of trained "
+    "weights is against the town's true footprints, that of random weights against geoseg's "
+    "objects in float32: the share of them that the other way found too (IoU 0.5)."
 )
 
 
@@ -96,14 +98,19 @@ class Bench:
     """torchvision's."""
     folder: Path
     tiles: list[tuple[Tile, np.ndarray]]
-    low: MaskRCNNDetector | None
-    """The same in bfloat16, where that is not what runs anyway and this CPU computes in it."""
+    single: MaskRCNNDetector | None
+    """The same in float32, where this CPU computes in bfloat16 unless told otherwise."""
     truth: gpd.GeoDataFrame | None
     aoi: gpd.GeoDataFrame | None
     seconds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """Method to (wall clock, CPU) of each repeat."""
     objects: dict[str, gpd.GeoDataFrame] = field(default_factory=dict)
     run: RunResult | None = None
+
+    @property
+    def title(self) -> str:
+        """Name in the tables."""
+        return self.name if self.name in KNOWN else self.detector.card.name
 
     def methods(self) -> dict[str, Callable[[], Any]]:
         """Return what can be run here."""
@@ -115,8 +122,8 @@ class Bench:
             "geoseg": self.end_to_end,
             "torchvision forward": lambda: peers.forward(self.network, tensors),
         }
-        if self.low is not None:
-            out["geoseg, bfloat16"] = lambda: self.end_to_end(self.low)
+        if self.single is not None:
+            out["geoseg, float32"] = lambda: self.end_to_end(self.single)
         if peers.cv2 is not None:
             out["torchvision loop"] = lambda: peers.torchvision_loop(self.network, self.tiles)
         if peers.TorchVisionDetectionModel is not None:
@@ -269,14 +276,15 @@ def prepare(name: str, image: Path, folder: Path, truth: Mapping[str, Any]) -> B
         limits = peers.Limits(card.min_score, card.tile_size, card.overlap, card.max_detections)
         tiles = tiles_of(image, limits)
     load = partial(
-        load_model, weights, device="cpu",
+        load_model, weights, device="cpu", precision="fast",
         min_score=limits.min_score, max_detections=limits.max_detections,
     )  # fmt: skip
+    # as a run loads it
     detector = load()
-    low = load(precision="bfloat16") if name in KNOWN and bfloat16_pays() else None
+    single = load(precision="float32") if bfloat16_pays() else None
     network = peers.torchvision_network(card, open_model(weights)[1], name, limits)
     return Bench(
-        name, image, limits, detector, network, folder, tiles, low,
+        name, image, limits, detector, network, folder, tiles, single,
         truth.get("truth"), truth.get("aoi"),
     )  # fmt: skip
 
@@ -285,12 +293,13 @@ def found_rows(bench: Bench) -> list[tuple[object, ...]]:
     """Return a row a method: objects, and how they agree with the truth, or with geoseg's."""
     rows = []
     known = bench.truth is not None and bench.name not in KNOWN
+    plain = "geoseg" if bench.single is None else "geoseg, float32"
     for method, objects in bench.objects.items():
-        truth = bench.truth if known else bench.objects["geoseg"]
+        truth = bench.truth if known else bench.objects[plain]
         got = evaluate(objects, truth, aoi=bench.aoi if known else None)
-        matched = "-" if method == "geoseg" and not known else f"{got.recall:.3f}"
+        matched = "-" if method == plain and not known else f"{got.recall:.3f}"
         f1 = f"{got.f1:.3f}" if known else "-"
-        rows.append((bench.name, method, len(objects), matched, f1))
+        rows.append((bench.title, method, len(objects), matched, f1))
     return rows
 
 
@@ -301,7 +310,7 @@ def speed_rows(bench: Bench) -> list[tuple[object, ...]]:
         wall, cpu = (statistics.median(t[i] for t in took) for i in (0, 1))
         ratios = (f"{bench.ratio(method, 'geoseg', clock):.2f}" for clock in (0, 1))
         tiles_s = f"{len(bench.tiles) / wall:.2f}"
-        rows.append((bench.name, method, tiles_s, f"{cpu:.1f}", *ratios))
+        rows.append((bench.title, method, tiles_s, f"{cpu:.1f}", *ratios))
     return rows
 
 
@@ -310,7 +319,7 @@ def report(benches: list[Bench], command: str) -> str:
     speed = ("model", "way", "tiles/s", "CPU s", "its time / geoseg's", "its CPU / geoseg's")
     found = ("model", "way", "objects", "recall", "F1")
     settings = [
-        f"- {b.name}: {len(b.tiles)} tiles of {b.limits.tile} px, overlap {b.limits.overlap}, "
+        f"- {b.title}: {len(b.tiles)} tiles of {b.limits.tile} px, overlap {b.limits.overlap}, "
         f"score from {b.limits.min_score:.3f}, {b.detector.card.proposals} proposals; "
         f"{b.run.saturated if b.run else 0} tiles ran again in quarters."
         for b in benches
@@ -354,6 +363,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="side of the rendered town, px")
     parser.add_argument("--image", type=Path, help="a real image instead")
     parser.add_argument("--truth", type=Path, help="its true outlines")
+    parser.add_argument("--name", default="throughput", help="of the page under docs/benchmarks")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -368,8 +378,12 @@ def main() -> None:
             benches.append(bench)
         named = " ".join(options.models)
         command = f"python benchmarks/throughput.py --models {named} --repeats {options.repeats}"
+        if options.size != parser.get_default("size"):
+            command += f" --size {options.size}"
+        if options.name != parser.get_default("name"):
+            command += f" --name {options.name}"
         figures = {
-            b.name: {
+            b.title: {
                 "tiles": len(b.tiles),
                 "seconds": b.seconds,
                 "ratios": {m: round(b.ratio(m, "geoseg", 0), 3) for m in b.seconds},
@@ -378,7 +392,7 @@ def main() -> None:
             }
             for b in benches
         }
-        write("throughput", report(benches, command), figures)
+        write(options.name, report(benches, command), figures)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class DetectSettings:
     """Sides from which the network looks at each tile: 1, 2, 4 or 8 (`geoseg.models.views`); None:
     as the model's card says."""
     precision: str = "auto"
-    """'auto' (bfloat16 where it is fast and was measured), 'bfloat16', 'float32', or 'exact': as
+    """'auto' (bfloat16 where the device is fast at it), 'bfloat16', 'float32', or 'exact': as
     torchvision computes, to the last bits."""
     skip_empty: bool = False
     """Leave out tiles in which a look at 4 times coarser pixels finds nothing."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from calibrated import calibrate, picture
 from torchvision.models import detection
 
+from geoseg.jobs.supertile import DetectorSpec
+from geoseg.models.cpu import bfloat16_pays
 from geoseg.models.registry import load_model
 from geoseg.records import Instances
 
@@ -132,6 +136,30 @@ def test_as_torchvision(name, tmp_path):
     # of the NMS here than with trained ones (docs/adr/0008)
     low = load_model(path, device="cpu", precision="bfloat16", **LIMITS)
     agree(low(tiles), expected, within=3, share=0.5)
+
+
+def test_load_model_computes_as_at_home_and_a_run_fast(tmp_path):
+    tiles = picture(1, 128, 160)
+    torch.manual_seed(0)
+    model = theirs("maskrcnn_resnet50_fpn", (128, 160))
+    calibrate(model, normalized(tiles))
+    path = tmp_path / "maskrcnn_resnet50_fpn.pth"
+    torch.save(model.state_dict(), path)
+    given = {"device": "cpu", "min_score": MIN_SCORE}
+    home = load_model(path, **given)
+    single = load_model(path, precision="float32", **given)
+    fast = load_model(path, precision="fast", **given)
+    spec = DetectorSpec(model=str(path), factory=None, given=None, threads=1, **given)
+    run = spec.load()
+    assert home.fingerprint == single.fingerprint != fast.fingerprint == run.fingerprint
+    scores = [d(tiles)[0].scores for d in (home, single, fast, run)]
+    assert len(scores[0]) > 0
+    assert np.array_equal(scores[0], scores[1])
+    assert np.array_equal(scores[2], scores[3])
+    assert np.array_equal(scores[1], scores[2]) != bfloat16_pays()
+    exact = replace(spec, precision="exact").load()
+    assert exact.exact
+    assert exact.fingerprint.endswith("exact=True")
 
 
 def agree(found: list[Instances], expected: list[Instances], *, within: float, share: float):

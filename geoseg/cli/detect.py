@@ -146,8 +146,8 @@ def _once(
     "--precision",
     type=click.Choice(["auto", "bfloat16", "float32", "exact"]),
     default="auto",
-    help="Of the network; auto: bfloat16 where it is fast, for the shipped models; exact: as "
-    "torchvision computes.",
+    help="Of the network; auto: bfloat16 where the device is fast at it; exact: as torchvision "
+    "computes.",
 )
 @click.option(
     "--skip-empty",

@@ -46,6 +46,8 @@ Shown = tuple[Tile, Any, BoolArray]
 
 COARSE_PX = 16
 """Cell of the raster on which the imaged area is traced, px."""
+_PRECISION = {"auto": "fast", "exact": "auto"}
+"""What a model is loaded with for the precisions of a run that it does not know by that name."""
 _MASK_SIDE = 1_024
 """Cells a side that a mask may always have, whatever the tile."""
 
@@ -97,7 +99,7 @@ def _load(spec: DetectorSpec) -> Detector:
         device=spec.device,
         min_score=min(LOOK_AT, spec.min_score) if several else spec.min_score,
         exact=spec.precision == "exact",
-        precision="auto" if spec.precision == "exact" else spec.precision,
+        precision=_PRECISION.get(spec.precision, spec.precision),
         limits=dict(spec.limits),
     )
     return Views(made, spec.views, spec.min_score) if several else made

@@ -246,11 +246,10 @@ def _detector(
     """Load the model at the lowest threshold."""
     _, weights = load_card_and_weights(path)
     plain = replace(card, nms_iou=nms_iou)
-    if views == 1:
-        return KeptDetections(make_detector(plain, weights, path, device=device, min_score=lowest))
-    least = min(lowest, LOOK_AT)
-    each = make_detector(plain, weights, path, device=device, min_score=least)
-    return KeptDetections(Views(each, views, lowest))
+    least = lowest if views == 1 else min(lowest, LOOK_AT)
+    # as a run computes
+    each = make_detector(plain, weights, path, device=device, min_score=least, precision="fast")
+    return KeptDetections(each if views == 1 else Views(each, views, lowest))
 
 
 def _choose(bench: Bench, card: ModelCard, goal: Goal, lowest: float) -> _Choice:

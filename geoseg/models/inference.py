@@ -116,8 +116,9 @@ class MaskRCNNDetector:
         Run in fixed shapes (`geoseg.models.gpu`), on whichever device; not given: on a GPU with
         the options' defaults, unless exact. It excludes `exact`.
     precision : str
-        'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
-        matrix units for it, but float32 for networks of torchvision and Detectron2.
+        'float32' or 'bfloat16', unless exact; 'fast': bfloat16 on a GPU, and on a CPU that has
+        matrix units for it; 'auto': the same, but float32 for networks of torchvision and
+        Detectron2, whose numbers one may want to find again.
     """
 
     def __init__(
@@ -147,9 +148,7 @@ class MaskRCNNDetector:
         self.batch = batch or (fixed and fixed.batch) or (1 if on_cpu else 8)
         self.model = model.eval().requires_grad_(False)
         self.exact = exact
-        if precision == "auto" and card.architecture.get("family") == "resnet_fpn":
-            # their weights are others': nobody here has measured what bfloat16 does to them
-            precision = "float32"
+        precision = _settled(precision, card)
         if fixed is not None and exact:
             raise ModelError("fixed shapes are not torchvision's to the last bits; leave exact out")
         layout = torch.contiguous_format if self.exact else torch.channels_last
@@ -460,6 +459,13 @@ def fuse_batch_norms(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     return brought
 
 
+def _settled(precision: str, card: ModelCard) -> str:
+    """Return 'float32', 'bfloat16', or 'auto' for what the device is fast at."""
+    if precision == "auto" and card.architecture.get("family") == "resnet_fpn":
+        return "float32"
+    return "auto" if precision == "fast" else precision
+
+
 def make_detector(
     card: ModelCard,
     weights: Mapping[str, Tensor],
@@ -500,7 +506,8 @@ def make_detector(
     model = build_maskrcnn(Architecture.from_dict(card.architecture), card.n_outputs)
     load_weights(model, weights, path)
     # a detector with other limits finds other things: it must not be taken for the first
-    how = {"exact": exact or None, "precision": None if precision == "auto" else precision}
+    usual = _settled(precision, card) == _settled("auto", card)
+    how = {"exact": exact or None, "precision": None if usual else precision}
     own |= {name: value for name, value in how.items() if value is not None}
     identity = [file_sha256(path), *(f"{name}={own[name]}" for name in sorted(own))]
     return MaskRCNNDetector(

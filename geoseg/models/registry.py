@@ -138,8 +138,9 @@ def load_model(
     exact : bool
         Torchvision's numbers to the last bits, in two to four times the time on a CPU.
     precision : str
-        'float32' or 'bfloat16', unless exact; 'auto': bfloat16 on a GPU, and on a CPU that has
-        matrix units for it (AMX), but float32 for networks of torchvision and Detectron2.
+        'float32' or 'bfloat16', unless exact; 'fast', as runs have it: bfloat16 on a GPU, and on a
+        CPU that has matrix units for it (AMX); 'auto': the same, but float32 for networks of
+        torchvision and Detectron2, whose numbers one may want to find again.
     limits : mapping, optional
         Further limits instead of the card's, by their names there: ``rpn_pre_nms``,
         ``rpn_nms_iou``, ``rpn_min_size``, ``min_side_px``, and those above.
